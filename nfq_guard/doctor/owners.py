@@ -2,8 +2,11 @@
 """Programs whose rules drop or divert INVALID packets, and how to configure each.
 
 A program is recognised by the names of its chains and tables, or by its log prefixes and comments.
+In the built-in chains of iptables anyone has rules: there only rules of the forms that a program
+writes are given to it.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Final, NamedTuple, final
 
@@ -22,9 +25,14 @@ class Owner(NamedTuple):
         denied: The recommended action on its default deny, where a separate switch controls it.
         policy: The recommended action on the policy of a built-in chain, if it differs.
         untracked: The recommended action on its rules that hide one direction from conntrack.
-        prefixes: Prefixes of the names of its chains or tables.
-        words: Texts in its comments and log prefixes.
-        claims: The built-in chains to which it adds rules and policies that cannot be recognised.
+        names: Names of its chains and tables; one that ends in a separator is a prefix.
+        words: Beginnings of its comments and log prefixes.
+        marked: Whether each of its rules has such a comment, so that another one in its table is
+            not its own.
+        policies: The built-in chains of which it sets the policy.
+        chains: A pattern for the names of its chains that others use too; they are its own where it
+            has other rules.
+        rules: A pattern for its rules in chains that others use too: the chain and the rule.
     """
 
     id: str
@@ -33,9 +41,12 @@ class Owner(NamedTuple):
     denied: str = ""
     policy: str = ""
     untracked: str = ""
-    prefixes: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
-    claims: frozenset[str] = frozenset()
+    marked: bool = False
+    policies: frozenset[str] = frozenset()
+    chains: str = ""
+    rules: str = ""
 
 
 _KEEP_DENY: Final = (
@@ -43,7 +54,8 @@ _KEEP_DENY: Final = (
     "ports before it, in its own chain"
 )
 _FILTER: Final = frozenset({"INPUT", "FORWARD", "OUTPUT"})
-_KEEP: Final = "keep it, and expect the same packets to be dropped whatever the policy allows"
+_KEEP: Final = "keep it, and expect it to take the same packets whatever the policy allows"
+_INVALID: Final = "-m conntrack --ctstate INVALID"
 
 PLAIN: Final = Owner(
     "plain",
@@ -78,6 +90,9 @@ _REJECTS: Final = (
     "with an RST, DROP only loses the packet"
 )
 
+_UNMATCHED: Final = ("", "DROP UNMATCHED ", "REJECT UNMATCHED ")
+"""What FireHOL logs before a packet that no rule accepts."""
+
 OWNERS: Final = (
     Owner(
         "kube-proxy",
@@ -85,28 +100,28 @@ OWNERS: Final = (
         f"{_KEEP}: kube-proxy omits the rule only from 1.29 on with --conntrack-tcp-be-liberal "
         "(conntrack.tcpBeLiberal), which blinds the guard to windows, or from 1.30 on in nftables "
         "mode",
-        prefixes=("KUBE-FORWARD", "KUBE-SERVICES", "KUBE-PROXY", "kube-proxy"),
+        names=("KUBE-FORWARD", "KUBE-SERVICES", "KUBE-PROXY-", "kube-proxy"),
     ),
     Owner(
         "kubelet",
         "kubelet",
         "keep it: it closes 127.0.0.0/8 to other hosts",
-        prefixes=("KUBE-FIREWALL",),
+        names=("KUBE-FIREWALL",),
     ),
     Owner(
         "kube-router",
         "kube-router",
         f"{_KEEP}: kube-router has no switch for it but --run-firewall=false, which also ends "
         "network policies",
-        prefixes=("KUBE-ROUTER-", "KUBE-POD-FW-", "KUBE-NWPLCY-"),
-        words=("kube-router",),
+        names=("KUBE-ROUTER-", "KUBE-POD-FW-", "KUBE-NWPLCY-"),
+        words=("kube-router ",),
     ),
     Owner(
         "istio",
         "Istio",
         "install the sidecar without INVALID_DROP (in proxyMetadata, or --drop-invalid of "
         "istio-iptables), and let the guard decide",
-        prefixes=("ISTIO_", "istio-"),
+        names=("ISTIO_", "istio-"),
     ),
     Owner(
         "calico",
@@ -114,7 +129,7 @@ OWNERS: Final = (
         "set disableConntrackInvalidCheck: true in FelixConfiguration, and let the guard decide",
         untracked="set bpfHostConntrackBypass: false in FelixConfiguration, and conntrack sees "
         "whole connections",
-        prefixes=("cali-", "calico"),
+        names=("cali-", "calico"),
     ),
     Owner(
         "cilium",
@@ -122,7 +137,7 @@ OWNERS: Final = (
         "see Cilium's own drops with `cilium-dbg monitor --type drop` (before 1.15 `cilium "
         "monitor`): its BPF programs track connections beside conntrack",
         untracked="keep it: it is for the packets of Cilium's proxy",
-        prefixes=("CILIUM_", "OLD_CILIUM_", "cilium"),
+        names=("CILIUM_", "OLD_CILIUM_", "cilium", "cilium_", "cilium-"),
     ),
     Owner(
         "docker",
@@ -133,16 +148,17 @@ OWNERS: Final = (
         "on mark them and set bridge-accept-fwmark in daemon.json",
         'keep it, or from Docker 28 on set "ip-forward-no-drop": true in daemon.json, which leaves '
         "the policy of FORWARD alone; rules for ports that are not published stay",
-        prefixes=("DOCKER", "docker-bridges"),
-        claims=frozenset({"FORWARD"}),
+        names=("DOCKER", "DOCKER-", "docker-bridges"),
+        policies=frozenset({"FORWARD"}),
+        rules=r"FORWARD -i (\S+) -o \1 -j DROP",
     ),
     Owner(
         "ufw",
         "ufw",
         "remove it from /etc/ufw/before.rules (before6.rules), and let the guard decide",
         "keep it; DEFAULT_FORWARD_POLICY and DEFAULT_INPUT_POLICY in /etc/default/ufw set it",
-        prefixes=("ufw-", "ufw6-"),
-        claims=_FILTER,
+        names=("ufw-", "ufw6-"),
+        policies=_FILTER,
     ),
     Owner(
         "firewalld",
@@ -150,26 +166,31 @@ OWNERS: Final = (
         f"{_KEEP}: firewalld has no option to disable it",
         "keep it; the target of the zone decides (`firewall-cmd --zone=ZONE --set-target=DROP "
         "--permanent` drops in silence)",
-        prefixes=(
+        names=(
             "firewalld",
             "INPUT_ZONES",
+            "INPUT_ZONES_",
             "INPUT_POLICIES_",
             "INPUT_dispatch",
             "FORWARD_ZONES",
+            "FORWARD_ZONES_",
             "FORWARD_POLICIES_",
             "FORWARD_dispatch",
             "FORWARD_IN_ZONES",
+            "FORWARD_IN_ZONES_",
             "FORWARD_OUT_ZONES",
+            "FORWARD_OUT_ZONES_",
         ),
-        claims=_FILTER,
+        rules=rf"(INPUT|FORWARD) ({_INVALID} -j DROP|-j REJECT --reject-with icmp6?-\S+)",
     ),
     Owner(
         "fw4",
         "OpenWrt fw4",
         _DROP_INVALID,
         _REJECTS,
-        prefixes=("fw4",),
+        names=("fw4",),
         words=("!fw4",),
+        marked=True,
     ),
     Owner(
         "fw3",
@@ -177,44 +198,46 @@ OWNERS: Final = (
         _DROP_INVALID,
         _REJECTS,
         words=("!fw3",),
-        claims=_FILTER,
+        policies=_FILTER,
     ),
     Owner(
         "ipfire",
         "IPFire",
         f"{_KEEP}: its firewall options only have a switch for the log (LOGDROPCTINVALID)",
-        prefixes=("CTINVALID", "POLICYFWD", "POLICYIN", "FORWARDFW", "INPUTFW"),
+        names=("CTINVALID", "POLICYFWD", "POLICYIN", "FORWARDFW", "INPUTFW"),
         words=("DROP_CTINVALID",),
-        claims=_FILTER | {"CONNTRACK", "CTINPUT", "CTOUTPUT"},
+        policies=_FILTER,
+        chains="CONNTRACK|CTINPUT|CTOUTPUT",
     ),
     Owner(
         "vyatta",
         "EdgeOS or VyOS 1.3",
         "delete the rule with `state invalid` of that rule set, or in VyOS 1.3 run `delete "
         "firewall state-policy invalid`, and let the guard decide",
-        prefixes=("VYATTA_",),
-        claims=_FILTER,
+        names=("VYATTA_",),
     ),
     Owner(
         "firewalla",
         "Firewalla",
         f"{_KEEP}: it has no switch for it",
-        prefixes=("FW_FIREWALL", "FW_WAN_IN"),
-        claims=_FILTER | {"FW_FORWARD", "FW_INPUT_DROP"},
+        names=("FW_FIREWALL", "FW_FIREWALL_", "FW_WAN_IN", "FW_WAN_IN_", "FW_WAN_INVALID_DROP"),
+        chains="FW_FORWARD|FW_INPUT_DROP",
+        rules=f"FORWARD {_INVALID} -j DROP",
     ),
     Owner(
         "mwan3",
         "mwan3",
         "keep it",
-        prefixes=("mwan3",),
+        names=("mwan3", "mwan3_"),
     ),
     Owner(
         "csf",
         "CSF",
         'set PACKET_FILTER = "0" in /etc/csf/csf.conf, which also ends its checks of TCP flags, '
         "and let the guard decide",
-        prefixes=("INVDROP", "LOGDROPIN", "LOGDROPOUT", "LOCALINPUT", "LOCALOUTPUT"),
-        claims=_FILTER | {"INVALID", "DENYIN", "DENYOUT"},
+        names=("INVDROP", "LOGDROPIN", "LOGDROPOUT", "LOCALINPUT", "LOCALOUTPUT"),
+        policies=_FILTER,
+        chains="INVALID|DENYIN|DENYOUT",
     ),
     Owner(
         "firehol",
@@ -228,11 +251,13 @@ OWNERS: Final = (
             "DROP INVALID INPUT:",
             "DROP INVALID FORWARD:",
             "DROP INVALID OUTPUT:",
-            "IN-unknown:",
-            "OUT-unknown:",
-            "PASS-unknown:",
+            *(f"{how}{end}-unknown:" for how in _UNMATCHED for end in ("IN", "OUT", "PASS")),
         ),
-        claims=_FILTER,
+        policies=_FILTER,
+        rules=(
+            r"(INPUT|FORWARD|OUTPUT|(in|out)_\S+) ((-p tcp -m tcp --tcp-flags \S+ \S+ )?"
+            rf"{_INVALID}(,NEW)? -j DROP|-j DROP|-j REJECT.*)"
+        ),
     ),
     Owner(
         "shorewall",
@@ -243,9 +268,14 @@ OWNERS: Final = (
         "policy drops it",
         "keep it, or change REJECT to DROP in /etc/shorewall/policy: REJECT answers TCP with an "
         "RST",
-        prefixes=("shorewall",),
+        names=("shorewall",),
         words=("Shorewall:",),
-        claims=_FILTER,
+        policies=_FILTER,
+        chains=(
+            r"[_~]?\w+[-2]\w+|\w+_(frwd|fwd|in|out)|reject|dynamic|smurfs|smurflog|tcpflags"
+            r"|log(flags|drop|reject)|blacklst|Drop|Reject|(drop|reject)[A-Z]\w*"
+        ),
+        rules="(INPUT|FORWARD|OUTPUT) -j (DROP|REJECT.*)",
     ),
     Owner(
         "arno",
@@ -255,23 +285,24 @@ OWNERS: Final = (
         "INVALID packets of some flow by its addresses and ports",
         "keep it; to let packets of some flow through, accept INVALID packets by its addresses and "
         "ports in FORWARD_CHAIN or INPUT_CHAIN, in /etc/arno-iptables-firewall/custom-rules",
-        prefixes=("VALID_CHK", "POST_INPUT_DROP_CHAIN", "EXT_INPUT_CHAIN", "BASE_INPUT_CHAIN"),
+        names=("VALID_CHK", "POST_INPUT_DROP_CHAIN", "EXT_INPUT_CHAIN", "BASE_INPUT_CHAIN"),
         words=("AIF:",),
-        claims=_FILTER,
+        policies=_FILTER,
+        rules="(INPUT|FORWARD|OUTPUT) -j DROP",
     ),
     Owner(
         "apf",
         "APF",
         'set PKT_SANITY_INV="0" in conf.apf, and let the guard decide',
-        prefixes=("IN_SANITY", "OUT_SANITY", "TGALLOW", "TGDENY"),
-        claims=_FILTER,
+        names=("IN_SANITY", "OUT_SANITY", "TGALLOW", "TGDENY"),
+        rules=r"(INPUT|OUTPUT) (-p \w+ )?-j (DROP|REJECT.*)",
     ),
     Owner(
         "uif",
         "uif",
         "accept packets by lines of slin+, slfw+ and slout+ in section stateless of "
         "/etc/uif/uif.conf, and let the guard decide on those",
-        prefixes=("STATELESSINPUT", "STATELESSFORWARD", "STATELESSOUTPUT", "STATENOTNEW"),
+        names=("STATELESSINPUT", "STATELESSFORWARD", "STATELESSOUTPUT", "STATENOTNEW"),
     ),
     Owner(
         "network-manager",
@@ -279,82 +310,81 @@ OWNERS: Final = (
         _KEEP,
         "keep it: it closes a shared network (ipv4.method shared). firewall-backend=none in "
         "NetworkManager.conf omits it, and with it the network's masquerade",
-        prefixes=("nm-sh",),
+        names=("nm-sh-", "nm-shared-"),
     ),
     Owner(
         "pve",
         "Proxmox VE",
         "set nf_conntrack_allow_invalid: 1 in /etc/pve/nodes/NODE/host.fw, and let the guard "
         "decide",
-        prefixes=("PVEFW-FORWARD", "proxmox-firewall"),
+        names=("PVEFW-FORWARD", "proxmox-firewall", "proxmox-firewall-guests"),
     ),
     Owner(
         "pve",
         "Proxmox VE",
         f"{_KEEP}: nf_conntrack_allow_invalid in host.fw omits only the rule of PVEFW-FORWARD",
-        prefixes=("PVEFW-",),
-        claims=_FILTER,
+        names=("PVEFW-",),
     ),
     Owner(
         "vyos",
         "VyOS",
         "run `delete firewall global-options state-policy invalid`, or delete the rule with "
         "`state invalid` of that chain, and let the guard decide",
-        prefixes=("vyos_", "VYOS_"),
+        names=("vyos_", "VYOS_"),
     ),
     Owner(
         "fail2ban",
         "fail2ban",
         "keep it: it stops banned addresses",
-        prefixes=("f2b-",),
+        names=("f2b-",),
     ),
     Owner(
         "netavark",
         "Podman (netavark)",
         f"{_KEEP}: it stops untranslated packets of containers from leaving, and netavark has no "
         'switch for it but firewall_driver = "none" in containers.conf, which ends port forwarding',
-        prefixes=("NETAVARK", "netavark"),
+        names=("NETAVARK_", "NETAVARK-", "netavark"),
     ),
     Owner(
         "nixos",
         "the NixOS firewall",
         f"{_KEEP}: networking.firewall has no option for it",
         "keep it; networking.firewall.extraCommands adds accepts before it",
-        prefixes=("nixos-",),
+        names=("nixos-",),
     ),
     Owner(
         "foomuuri",
         "Foomuuri",
         "accept packets in a section `invalid` of /etc/foomuuri/*.conf, and let the guard decide "
         "on those",
-        prefixes=("foomuuri",),
+        names=("foomuuri",),
     ),
     Owner(
         "unifi",
         "UniFi",
         f"{_KEEP}: UniFi Network installs it as a built-in policy (Block Invalid Traffic)",
-        prefixes=("UBIOS_",),
+        names=("UBIOS_",),
     ),
     Owner(
         "antrea",
         "Antrea",
         f"{_KEEP}: it belongs to a network policy",
-        prefixes=("ANTREA-", "antrea"),
+        names=("ANTREA-", "antrea", "antrea-"),
     ),
     Owner(
         "neutron",
         "OpenStack Neutron",
         f"{_KEEP}: it belongs to the security group of a port, and has no switch but disabling "
         "port security, which ends all of its rules",
-        prefixes=("neutron-",),
+        names=("neutron-",),
     ),
     Owner(
         "weave",
         "Weave Net",
         _KEEP,
         "keep it: it belongs to network policies (EXPECT_NPC=0 of weave-net ends those)",
-        prefixes=("WEAVE",),
-        words=("-o weave ",),
+        names=("WEAVE", "WEAVE-"),
+        rules="FORWARD -o weave -j (DROP|REJECT.*)",
     ),
     Owner(
         "incus",
@@ -362,33 +392,42 @@ OWNERS: Final = (
         _KEEP,
         "keep it: it belongs to an ACL of the network (security.acls), which accepts known "
         "connections and what its rules allow by addresses and ports",
-        prefixes=("aclfwd.", "aclin.", "aclout.", "acl.", "incus", "lxd"),
+        names=("incus", "lxd", "incus_acl", "incus_acl_", "lxd_acl", "lxd_acl_"),
     ),
-    Owner("cni", "a CNI plugin", "keep it", prefixes=("CNI-", "FLANNEL-")),
-    Owner("libvirt", "libvirt", "keep it", prefixes=("LIBVIRT_", "libvirt_network", "libvirt-")),
-    Owner(
-        "tailscale", "Tailscale", "keep it", prefixes=("ts-input", "ts-forward", "ts-postrouting")
-    ),
+    Owner("cni", "a CNI plugin", "keep it", names=("CNI-", "FLANNEL-")),
+    Owner("libvirt", "libvirt", "keep it", names=("LIBVIRT_", "libvirt_network", "libvirt-")),
+    Owner("tailscale", "Tailscale", "keep it", names=("ts-input", "ts-forward", "ts-postrouting")),
+)
+
+
+_OF_USERS: Final = frozenset({"DOCKER-USER"})
+"""Chains that a program makes for the rules of others."""
+_TEXT: Final = re.compile(
+    r'(?:--comment|--log-prefix|(?<!\S)(?<!-m )comment|(?<!\S)log prefix) (?:"([^"]*)|([^"\s]\S*))'
 )
 
 
 def owner_of(finding: Finding) -> Owner:
     """The owner of a rule, by the chains that lead to it, the nearest first, and by its texts."""
-    if SYNPROXY.id in _present(finding.table):
-        chains = finding.table.synproxied
-        if not chains.isdisjoint((finding.chain, *finding.path)):
-            return SYNPROXY
-    for leakage in _LEAKAGES:
-        if _any_word([finding.rule.text], leakage):
-            return leakage
+    if SYNPROXY.id in _present(finding.table) and any(
+        "SYNPROXY" in _targets(finding, chain) for chain in (finding.chain, *finding.path)
+    ):
+        return SYNPROXY
+    words = _words([finding.rule.text])
+    marking = [owner for owner in (*_LEAKAGES, *OWNERS) if _has_any(words, owner)]
+    if marking and marking[0] in _LEAKAGES:
+        return marking[0]
+    of_users = False
     for name in (finding.chain, *finding.path, finding.rule.target, finding.table.name):
+        of_users = of_users or name in _OF_USERS
+        if of_users:
+            break
         for owner in OWNERS:
-            if name.startswith(owner.prefixes or ("\0",)):
+            if _is_name(name, owner) and (not owner.marked or _may_be_marked(finding, marking)):
                 return owner
-    for owner in OWNERS:
-        if any(word in finding.rule.text for word in owner.words):
-            return owner
-    return _claimant(finding) or PLAIN
+    if marking:
+        return marking[0]
+    return (None if of_users else _claimant(finding)) or PLAIN
 
 
 def place(finding: Finding) -> str:
@@ -416,56 +455,63 @@ def todo(finding: Finding) -> str:
 
 
 def _claimant(finding: Finding) -> Owner | None:
-    """The program whose rules surround a rule in a chain whose name does not identify it."""
+    """The program that writes such rules, or sets such policies, into chains of others' too."""
     if finding.table.filter == "nftables":
         return None
     present = _present(finding.table)
-    for owner in OWNERS:
-        if owner.id in present and not owner.claims.isdisjoint((finding.chain, *finding.path)):
-            return owner
-    return None
+    found = [owner for owner in OWNERS if owner.id in present and _claims(owner, finding)]
+    # Docker sets the policy only where it finds forwarding off, the others whenever they load.
+    return min(found, key=lambda owner: owner.id == "docker", default=None)
+
+
+def _claims(owner: Owner, finding: Finding) -> bool:
+    if finding.default:
+        return finding.chain in owner.policies
+    if any(re.fullmatch(owner.chains, name) for name in (finding.chain, *finding.path)):
+        return True
+    return re.fullmatch(owner.rules, f"{finding.chain} {finding.rule.text}") is not None
 
 
 def _present(table: Table) -> set[str]:
-    """The programs with rules in a table that claim built-in chains, and SYNPROXY."""
+    """The programs with rules in a table that have some in chains of others, and SYNPROXY."""
     present = table.present
     if not present:
         rules = [rule for each in table.chains.values() for rule in each]
-        names, texts = list(table.chains), [rule.text for rule in rules]
+        words = _words(rule.text for rule in rules)
         present |= {
             owner.id
             for owner in OWNERS
-            if owner.claims and (_any_name(names, owner) or _any_word(texts, owner))
+            if (owner.policies or owner.chains or owner.rules)
+            and (any(_is_name(name, owner) for name in table.chains) or _has_any(words, owner))
         }
         if any("SYNPROXY" in rule.target for rule in rules):
             present.add(SYNPROXY.id)
-            table.synproxied.update(_synproxied(table))
         present.add(PLAIN.id)
     return present
 
 
-def _any_name(names: Iterable[str], owner: Owner) -> bool:
-    return bool(owner.prefixes) and any(name.startswith(owner.prefixes) for name in names)
+def _is_name(name: str, owner: Owner) -> bool:
+    return any(
+        name == each or (each.endswith(("-", "_")) and name.startswith(each))
+        for each in owner.names
+    )
 
 
-def _any_word(texts: Iterable[str], owner: Owner) -> bool:
-    return any(word in text for text in texts for word in owner.words)
+def _words(texts: Iterable[str]) -> list[str]:
+    """The comments and log prefixes of rules."""
+    return [found[1] or found[2] or "" for text in texts for found in _TEXT.finditer(text)]
 
 
-def _synproxied(table: Table) -> set[str]:
-    """The chains that hand packets to SYNPROXY, or lead to one that does."""
-    from_chains: dict[str, list[str]] = {}
-    waiting: list[str] = []
-    for chain, rules in table.chains.items():
-        for rule in rules:
-            if rule.act in {Act.JUMP, Act.GOTO}:
-                from_chains.setdefault(rule.target, []).append(chain)
-            elif rule.act is Act.ELSEWHERE and rule.target == SYNPROXY.name:
-                waiting.append(chain)
-    found: set[str] = set()
-    while waiting:
-        chain = waiting.pop()
-        if chain not in found:
-            found.add(chain)
-            waiting += from_chains.get(chain, ())
-    return found
+def _has_any(words: Iterable[str], owner: Owner) -> bool:
+    return bool(owner.words) and any(word.startswith(owner.words) for word in words)
+
+
+def _may_be_marked(finding: Finding, marking: Iterable[Owner]) -> bool:
+    """Whether a rule in the table of a program that marks its rules may be its own."""
+    policy = finding.default and finding.chain in {"input", "forward", "output"}
+    return policy or any(owner.marked for owner in marking) or finding.rule.text.endswith("...")
+
+
+def _targets(finding: Finding, chain: str) -> set[str]:
+    rules = finding.table.chains.get(chain, ())
+    return {rule.target for rule in rules if rule.act is Act.ELSEWHERE}

@@ -512,7 +512,10 @@ def test_owners_are_recognised() -> None:
     assert chain("cali-tw-eth0") == "foreign.calico"
     assert chain("ISTIO_DROP") == "foreign.istio"
     assert chain("ufw6-before-input") == "foreign.ufw"
-    assert chain("DOCKER-USER") == "foreign.docker"
+    assert chain("DOCKER-USER") == "foreign.plain", "its rules are the user's"
+    assert chain("DOCKER-ISOLATION-STAGE-1") == "foreign.docker"
+    for name in ("DOCKERFILTER", "KUBE-FORWARDED", "netavark2", "WEAVER", "shorewall2", "fw4x"):
+        assert chain(name) == "foreign.plain"
     assert chain("INVDROP") == "foreign.csf"
     assert chain("PVEFW-FORWARD") == "foreign.pve"
     assert chain("f2b-sshd") == "foreign.fail2ban"
@@ -564,9 +567,83 @@ def test_the_switch_of_proxmox_ve_is_advised_where_it_counts() -> None:
     } == {True: True, False: False}
 
 
+DOCKER = ":DOCKER - [0:0]\n:DOCKER-USER - [0:0]\n:MINE - [0:0]\n-A FORWARD -j DOCKER-USER\n"
+UFW = ":ufw-before-input - [0:0]\n:ufw-logging-deny - [0:0]\n-A INPUT -j ufw-before-input\n"
+CSF = ":INVDROP - [0:0]\n:LOCALINPUT - [0:0]\n-A INPUT -j LOCALINPUT\n"
+SHOREWALL = ":shorewall - [0:0]\n:net-fw - [0:0]\n-A INPUT -j net-fw\n"
+PVE = ":PVEFW-INPUT - [0:0]\n-A INPUT -j PVEFW-INPUT\n"
+FIREWALLD = ":INPUT_ZONES - [0:0]\n:INPUT_direct - [0:0]\n-A INPUT -j INPUT_direct\n"
+NAMED = "-m conntrack --ctstate INVALID"
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        f"{DOCKER}-A FORWARD {NAMED} -j DROP",
+        f"{DOCKER}-A FORWARD -p tcp {NAMED} -j REJECT --reject-with tcp-reset",
+        f"{DOCKER}-A DOCKER-USER {NAMED} -j DROP",
+        f"{DOCKER}-A DOCKER-USER -j MINE\n-A MINE {NAMED} -j DROP",
+        f"{UFW}-A INPUT {NAMED} -j DROP",
+        f'{UFW}-A FORWARD {NAMED} -j X\n-A X -j LOG --log-prefix "[UFW BLOCK] "\n-A X -j DROP',
+        f"{CSF}-A INPUT {NAMED} -j DROP",
+        f"{SHOREWALL}-A INPUT {NAMED} -j DROP",
+        f"{SHOREWALL}{DOCKER}-A DOCKER-USER {NAMED} -j DROP",
+        f"{PVE}-A INPUT {NAMED} -j DROP",
+        f"{FIREWALLD}-A INPUT -p tcp {NAMED} -j REJECT --reject-with tcp-reset",
+        f"{FIREWALLD}-A INPUT_direct {NAMED} -j DROP",
+        f"{FIREWALLD}-A OUTPUT {NAMED} -j DROP",
+        f'-A FORWARD {NAMED} -m comment --comment "was Shorewall: rule" -j DROP',
+        f'-A FORWARD {NAMED} -m comment --comment "not !fw3" -j DROP',
+        f"-A FORWARD -o weave {NAMED} -j DROP",
+        f'-A FORWARD -j LOG --log-prefix "IN-unknown:"\n-A FORWARD {NAMED} -j REJECT',
+    ],
+)  # fmt: skip
+def test_a_rule_of_ones_own_beside_those_of_a_program(rules: str) -> None:
+    (check,) = foreign.checks(walk(f"{FILTER}:X - [0:0]\n{rules}\n"))
+    assert check.id == "foreign.plain"
+    assert check.todo.startswith("find out what installs it")
+
+
+def test_policies_have_owners() -> None:
+    def owner(rules: str, chain: str = "FORWARD") -> str:
+        text = f"*filter\n:INPUT DROP [0:0]\n:FORWARD DROP [0:0]\n:OUTPUT ACCEPT [0:0]\n{rules}"
+        return fate_of(walk(text), chain.lower()).todo
+
+    assert "ip-forward-no-drop" in owner(DOCKER)
+    # Docker leaves the policy of a host that forwards already; ufw sets it whenever it loads.
+    assert "DEFAULT_FORWARD_POLICY" in owner(DOCKER + UFW)
+    assert "ip-forward-no-drop" in owner(DOCKER + FIREWALLD)
+    assert "ip-forward-no-drop" not in owner(DOCKER, "INPUT")
+
+
+@pytest.mark.parametrize(
+    ("comment", "owner"),
+    [
+        ("!fw4: Handle forwarded flows", "fw4"),
+        ("!fw4", "fw4"),
+        ("mine", "plain"),
+        ("was !fw4: Handle forwarded flows", "plain"),
+        ("x" * 200, "fw4"),
+    ],
+)
+def test_a_rule_in_the_table_of_openwrt(comment: str, owner: str) -> None:
+    """Files in /etc/nftables.d add to the table; only fw4 marks its rules."""
+    rule = [matching(STATE, "invalid"), DROPPED, {"comment": comment}]
+    tables = nft_rules.Ruleset(nft(rule, table="fw4")).tables()
+    (check,) = foreign.checks(path.walk(tables, 4))
+    assert check.id == f"foreign.{owner}"
+
+
 @pytest.mark.parametrize(
     ("table", "owner"),
     [
+        ("incus", "incus"),
+        ("lxd", "incus"),
+        ("lxdfw", "plain"),
+        ("aclfwd", "plain"),
+        ("fw4", "plain"),
+        ("calico_block", "plain"),
+        ("proxmox-firewall-guests", "pve"),
         ("istio-proxy-mangle", "istio"),
         ("vyos_filter", "vyos"),
         ("proxmox-firewall", "pve"),
