@@ -8,11 +8,11 @@ from nfq_guard.doctor import owners
 from nfq_guard.doctor.check import Check, ok, warning
 from nfq_guard.doctor.follow import Follower
 from nfq_guard.doctor.path import Met, Order
-from nfq_guard.names import counted
 from nfq_guard.doctor.rule_model import PRIORITIES
 from nfq_guard.firewall import Native, Place, RulesSpec, native
 from nfq_guard.firewall.render import wanted
 from nfq_guard.firewall.spec import FALLBACK_CHAIN, NATIVE_TABLE
+from nfq_guard.names import counted
 
 
 @final

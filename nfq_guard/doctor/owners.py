@@ -7,11 +7,11 @@ writes are given to it.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple, final
 
 from nfq_guard.doctor.follow import Finding
-from nfq_guard.doctor.rule_model import Act, Table
+from nfq_guard.doctor.rule_model import Act, Rule, Table, Truth
 
 
 @final
@@ -409,9 +409,7 @@ _TEXT: Final = re.compile(
 
 def owner_of(finding: Finding) -> Owner:
     """The owner of a rule, by the chains that lead to it, the nearest first, and by its texts."""
-    if SYNPROXY.id in _present(finding.table) and any(
-        "SYNPROXY" in _targets(finding, chain) for chain in (finding.chain, *finding.path)
-    ):
+    if SYNPROXY.id in _present(finding.table) and _is_behind_synproxy(finding):
         return SYNPROXY
     words = _words([finding.rule.text])
     marking = [owner for owner in (*_LEAKAGES, *OWNERS) if _has_any(words, owner)]
@@ -512,6 +510,22 @@ def _may_be_marked(finding: Finding, marking: Iterable[Owner]) -> bool:
     return policy or any(owner.marked for owner in marking) or finding.rule.text.endswith("...")
 
 
-def _targets(finding: Finding, chain: str) -> set[str]:
-    rules = finding.table.chains.get(chain, ())
-    return {rule.target for rule in rules if rule.act is Act.ELSEWHERE}
+def _is_behind_synproxy(finding: Finding) -> bool:
+    """Whether an earlier rule of the base chain, or the rule itself, leads to SYNPROXY."""
+    base = (finding.path or (finding.chain,))[-1]
+    for rule in _in_order(finding.table, base, {base}):
+        if rule.act is Act.ELSEWHERE and "SYNPROXY" in rule.target:
+            if rule.when.truth is not Truth.NO:
+                return True
+        elif rule is finding.rule:
+            return False
+    return False
+
+
+def _in_order(table: Table, chain: str, seen: set[str]) -> Iterator[Rule]:
+    """The rules of a chain and of those to which it jumps, each chain once."""
+    for rule in table.chains.get(chain, ()):
+        yield rule
+        if rule.act in {Act.JUMP, Act.GOTO} and rule.target not in seen:
+            seen.add(rule.target)
+            yield from _in_order(table, rule.target, seen)

@@ -255,7 +255,6 @@ class Table:
         own: Whether it is a table of ours.
         present: The programs of which there are rules, for `owners`, once they were looked for.
         nft_family: Its family in nftables, such as `inet`; empty elsewhere.
-        synproxied: The chains that lead to SYNPROXY, for `owners`, once they were looked for.
     """
 
     filter: str
@@ -266,7 +265,6 @@ class Table:
     own: bool = False
     nft_family: str = ""
     present: set[str] = field(init=False, default_factory=set, compare=False, repr=False)
-    synproxied: set[str] = field(init=False, default_factory=set, compare=False, repr=False)
 
 
 def runs_before_conntrack(base: BaseChain) -> bool:

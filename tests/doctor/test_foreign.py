@@ -676,6 +676,22 @@ def test_a_rule_behind_a_chain_with_synproxy_belongs_to_it() -> None:
     }
 
 
+def test_synproxy_in_a_chain_of_ones_own() -> None:
+    jump = "-A INPUT -p tcp -m tcp --dport 443 -j SP\n"
+    answer = "-A SP -m conntrack --ctstate INVALID,UNTRACKED -j SYNPROXY --sack-perm\n"
+    drop = "-A INPUT -m conntrack --ctstate INVALID -j DROP\n"
+
+    def owners(rules: str) -> list[str]:
+        checks = foreign.checks(walk(f"{FILTER}:SP - [0:0]\n{rules}"))
+        return [each.id for each in checks if "drops" in each.what]
+
+    assert owners(f"{answer}{jump}{drop}") == ["foreign.synproxy"]
+    assert owners(f"{answer}{jump}{drop.replace('INPUT', 'FORWARD')}") == ["foreign.plain"]
+    # It takes what SYNPROXY would answer.
+    assert owners(f"{answer}{drop}{jump}") == ["foreign.plain"]
+    assert owners(f"{answer.replace('INVALID,', '')}{jump}{drop}") == ["foreign.plain"]
+
+
 def test_synproxy_is_left_alone() -> None:
     text = (
         f"{FILTER}-A FORWARD -p tcp -m tcp --dport 443 -m conntrack --ctstate INVALID,UNTRACKED "
