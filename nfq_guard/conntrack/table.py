@@ -300,7 +300,7 @@ class FlowTable:
             return self._join(opposite, entry, opposite.original, arriving)
         if same is not None and same is not entry and same.original == leaving:
             return self._join(same, entry, arriving, same.reply)
-        if entry is None or entry.original != arriving or opposite is not None:
+        if entry is None or entry.original != arriving or opposite is not None or same is not None:
             return False
         return self._join(entry, None, arriving, reverse(leaving))
 

@@ -19,7 +19,7 @@ from typing import Final, final
 
 from nfq_guard.capture.frame import Frame
 from nfq_guard.capture.tunnels import MOST_NESTED
-from nfq_guard.conntrack.entry import Key, key_of, reverse
+from nfq_guard.conntrack.entry import Entry, Key, key_of, reverse
 from nfq_guard.conntrack.table import (
     CT_ESTABLISHED,
     CT_INVALID,
@@ -334,7 +334,10 @@ class Replayer:
             self._look_for_half(segment, key, frame)
 
     def _look_for_half(self, segment: Segment, key: Key, frame: int) -> None:
-        """Join the flow of the last segment with the one of which it is the other direction."""
+        """Join the flow of the last segment with the one of which it is the other direction.
+
+        The segment has an entry.
+        """
         streams = self.streams
         stream = streams.stream
         if stream is None or not stream.is_half(streams.sender):
@@ -347,11 +350,18 @@ class Replayer:
         if other is None or not streams.is_half(other) or not table.translate(key, reverse(other)):
             return
         self.translations += 1
-        assert table.joined is not None  # noqa: S101 - both directions had an entry
-        streams.drop(table.joined)
+        joined = table.joined
+        kept: Entry | None = None
+        if joined is None:
+            # The entry of the other half has ended, as by an RST: its stream takes this one.
+            kept = table.entry
+            assert kept is not None  # noqa: S101 - required of the caller
+            joined = kept
         table.joined = None
+        streams.drop(joined)
+        joined.stream = None
         late = self.reader.late
-        streams.follow(None, 0, reverse(other), segment, frame, cut=False, late=late, harmed=False)
+        streams.follow(kept, 0, reverse(other), segment, frame, cut=False, late=late, harmed=False)
 
     def _note_end(self) -> None:
         """Record that the last segment, an RST, ended its entry at once."""

@@ -11,6 +11,7 @@ import pytest
 
 from nfq_guard.capture.frame import Frame
 from nfq_guard.cli import main
+from nfq_guard.conntrack.entry import reverse
 from nfq_guard.finding import Reason
 from nfq_guard.flow import Nat
 from nfq_guard.policy.default import default_policy
@@ -374,3 +375,19 @@ def test_untracked_packets_are_left_alone() -> None:
     assert not table.translate(original, other)
     assert not table.translate(other, original)
     assert entry.snapshot(0, 0.0).nat is Nat.SNAT
+
+
+def test_no_two_flows_leave_with_one_tuple() -> None:
+    """The tuple with which the replies of a translated flow arrive is taken."""
+    talk = talk_of_service()
+    other = Conversation(sport=40001)
+    other.open()
+    replayer, _ = replayed(talk.frames + other.frames)
+    table = replayer.table
+    second = table.entry
+    assert second is not None
+    first = (CLIENT, SERVICE, 40000 << 16 | 80, 6)
+    leaving = (ROUTER, POD, 40000 << 16 | 80, 6)
+    assert table.translate(first, leaving)
+    assert not table.translate(second.original, reverse(leaving))
+    assert second.reply == reverse(second.original)

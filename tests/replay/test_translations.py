@@ -300,6 +300,36 @@ def test_halves_of_flows_that_are_mixed(bulk: bool) -> None:
     assert len(listing.streams) == 10
 
 
+def test_half_whose_entry_an_rst_has_ended() -> None:
+    """The answers to its last segments come after the RST."""
+    talk = Conversation(client_isn=ISNS["client_isn"], server_isn=ISNS["server_isn"])
+    talk.client("PA", 1, 1, length=90)
+    talk.server("A", 1, 91)
+    talk.client("PA", 91, 1, length=90)
+    talk.client("R", 181)
+    talk.server("A", 1, 181)
+    talk.client("PA", 181, 1, length=90)
+    talk.server("A", 1, 271)
+    replayer, found = replayed(one_sided(routed(talk, KINDS["dnat of both"]), INCOMING))
+    assert found == []
+    assert replayer.translations == 1
+    (stream,) = replayer.streams.began_before
+    assert (stream.one.packets, stream.other.packets) == (4, 2)
+
+
+def test_rst_of_an_earlier_connection_whose_frames_are_swapped() -> None:
+    """It reads as a translation the other way round, which the next segments contradict."""
+    talk = Conversation(client_isn=ISNS["client_isn"], server_isn=ISNS["server_isn"])
+    talk.server("RA", 5_000, 6_000, win=0)
+    talk.server("PA", 100_000, 90_000, length=1000)
+    talk.client("A", 90_000, 101_000)
+    talk.server("PA", 101_000, 90_000, length=1000)
+    talk.client("A", 90_000, 102_000)
+    frames = routed(talk, Translation(source=ROUTER, destination=POD))
+    _, found = replayed([frames[place] for place in (1, 0, 3, 5, 6, 7, 8)])
+    assert [one for one in found if one.doubted is None] == []
+
+
 def test_halves_that_more_than_one_flow_may_have() -> None:
     """Two directions await the same answer: nothing is proven, and both stay one way only."""
     frames: list[Frame] = []
