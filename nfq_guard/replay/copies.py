@@ -88,11 +88,20 @@ class _Departure:
         arriving: The tuple with which they arrive.
         links: The first few places where they leave, by link header and interface; empty if
             unknown.
+        hop_limit: The hop limit with which the last one left; unknown while `links` is empty.
     """
 
     def __init__(self, arriving: Key) -> None:
         self.arriving = arriving
         self.links: list[bytes] = []
+        self.hop_limit = 0
+
+    def takes(self, hop_limit: int, link: bytes) -> bool:
+        """Whether a packet with this hop limit, at this place, is one that the host forwards.
+
+        A packet of the host itself, such as its RST, has a fresh hop limit.
+        """
+        return not self.links or (link in self.links and hop_limit <= self.hop_limit)
 
 
 @final
@@ -116,6 +125,8 @@ class Copies:
         self._recent: dict[bytes, Sighting] = {}
         self._older: dict[bytes, Sighting] = {}
         self._departures: dict[Key, _Departure] = {}
+        # Hop limit of the last packet.
+        self._hop_limit = 0
         self._looked = 0
         self._repeated = 0
         self._several = False
@@ -157,6 +168,7 @@ class Copies:
         segment = packet.l4
         assert isinstance(segment, Segment)  # noqa: S101 - required of the caller
         self.first = None
+        self._hop_limit = packet.hop_limit
         self._looked += 1
         if len(self._recent) >= _GENERATION:
             self._older = self._recent
@@ -195,7 +207,7 @@ class Copies:
             self._recent[content] = sighting
         self._recent[digest] = sighting
         departure = self._departures.get(key)
-        if departure is not None and (link in departure.links or not departure.links):
+        if departure is not None and departure.takes(packet.hop_limit, link):
             self.arriving = departure.arriving
             return DEPARTED
         return FIRST
@@ -236,6 +248,7 @@ class Copies:
             self._departures.setdefault(reverse(seen.key), _Departure(reverse(key)))
         if link not in departure.links and len(departure.links) < _MOST_LINKS:
             departure.links.append(link)
+        departure.hop_limit = self._hop_limit
         return TRANSLATED
 
     def _is_mirrored(self) -> bool:

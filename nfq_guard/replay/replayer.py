@@ -425,7 +425,9 @@ class Replayer:
             return False
         if kind == DEPARTED:
             assert copies.arriving is not None  # noqa: S101 - set with this answer
-            _turn_back(packet, segment, copies.arriving)
+            if self._resets.cause_of(packet, segment, reader.now) is None:
+                _turn_back(packet, segment, copies.arriving)
+            # Else it is an RST to the very tuple of an INVALID packet: the host's own.
             return False
         first = copies.first
         if kind == TRANSLATED and first is not None and first.strayed:

@@ -175,6 +175,67 @@ def test_masquerading_router() -> None:
     assert entry.snapshot(0, 0.0).nat is Nat.SNAT
 
 
+@pytest.mark.parametrize("hops", [1, 0])
+def test_rst_of_a_masquerading_router(
+    hops: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A segment beyond the window stays with the router, which resets the server.
+
+    The RST leaves with the tuple of the client's translated packets. Its hop limit tells, or that
+    it answers the INVALID packet. The kernel calls both INVALID, measured with 6.18.44.
+    """
+    shown = AnyCapture()
+    talk = talk_of_service()
+    for frame in talk.frames:
+        octets = frame.octets
+        from_client = octets[12:16] == CLIENT
+        if not from_client:
+            frame.octets = octets[:16] + ROUTER + octets[20:]
+        left = rewritten(octets, src=ROUTER) if from_client else rewritten(octets, dst=CLIENT)
+        shown.pass_on(frame, left[:8] + bytes([64 - hops]) + left[9:])
+    talk.server("PA", 10_000_000, 19, length=31)
+    talk.client("R", 19)
+    beyond, rst = (frame.octets for frame in talk.frames[-2:])
+    time_ns = talk.frames[-1].time_ns
+    shown.show(numbered(beyond[:16] + ROUTER + beyond[20:], 900), time_ns, INCOMING)
+    shown.show(numbered(rst[:12] + ROUTER + rst[16:], 0), time_ns + 30_000, OUTGOING)
+    replayer, found = replayed(shown.frames)
+    assert [one.finding.reason for one in found if one.finding] == [
+        Reason.SEQ_OVER,
+        Reason.NO_ENTRY,
+    ]
+    assert [one.doubted for one in found] == [None, None]
+    assert [(frame, cause.frame) for frame, cause in replayer.resets] == [(16, 15)]
+    path = tmp_path / "any.pcap"
+    records = [
+        (one.time_ns // 10**9, one.time_ns // 1000 % 10**6, one.octets) for one in shown.frames
+    ]
+    path.write_bytes(captures.pcap(records, linktype=SLL))
+    assert main(["whatif", str(path), "--policy", "preset:observe", "--format", "json"]) == 0
+    (policy,) = json.loads(capsys.readouterr().out)["policies"]
+    assert policy["false_negatives"]["packets"] == 1
+
+
+def test_rst_that_escapes_on_a_link_without_an_address() -> None:
+    """On one tun interface packets arrive where they leave, with the tuple of translated ones.
+
+    The client answers a stray of the pod with an RST to the pod, one hop before those that left.
+    """
+    talk = talk_of_service()
+    talk.server("PA", 10_000_000, 19, length=31)
+    talk.client("R", 19)
+    stray = len(talk.frames) - 1
+    frames = node(talk, stray=(stray, stray + 1))
+    for frame in frames:
+        frame.octets = frame.octets[16:]
+        frame.linktype = 101
+    _, found = replayed(frames)
+    assert [one.finding.reason for one in found if one.finding] == [
+        Reason.SEQ_OVER,
+        Reason.NO_ENTRY,
+    ]
+
+
 @pytest.mark.parametrize("times", [2, 3])
 def test_bridge_or_mirror_port(times: int) -> None:
     """Each packet is captured several times in the same place, throughout the file."""
