@@ -25,6 +25,7 @@ from nfq_guard.conntrack.details import (
     NOT_LOGGED,
     NOT_REQUESTED,
     ONLY_SILENT,
+    QUOTES_ENTRY,
     QUOTES_NO_ENTRY,
     QUOTES_OTHER_SENDER,
     SHORT_QUOTE,
@@ -387,7 +388,7 @@ def _diagnose_icmp(packet: Packet, message: IcmpMessage, snapshot: FlowSnapshot 
             return Finding(Reason.ICMP_UNRELATED, None, QUOTES_NO_ENTRY)
         if packet.dst != quoted.src:
             return Finding(Reason.ICMP_MISMATCH, None, QUOTES_OTHER_SENDER)
-        return Finding(Reason.RACED, None, MOVED_ON)
+        return Finding(Reason.RACED, None, QUOTES_ENTRY)
     if packet.family == IPV4 and message.type > LAST_TYPE_V4:
         return Finding(Reason.MALFORMED, None, ICMP_TYPE_ABOVE)
     if snapshot is None and not is_icmp_request(packet.proto, message.type):

@@ -511,18 +511,25 @@ class FlowTable:
         return _passed(entry, direction)
 
     def _icmp_error(self, packet: Packet, message: IcmpMessage, now: float) -> int:
+        """An error belongs to the flow in which the quoted packet's answer would travel."""
         quoted = message.quoted
         if quoted is None:
             return self._invalid(Reason.ICMP_UNRELATED)
-        key = _key_of_tuple(quoted)
+        sent = _key_of_tuple(quoted)
+        sought = _key_of_tuple(answering(quoted))
         if quoted.proto not in _PROTOCOLS_WITH_A_TUPLE:
-            key = key_of(quoted.src, quoted.dst, 0, 0, quoted.proto)
-        entry = self._find(key, now)
-        if entry is None:
-            return self._invalid(Reason.ICMP_UNRELATED)
+            sent = key_of(quoted.src, quoted.dst, 0, 0, quoted.proto)
+            sought = reverse(sent)
+        entry = self._find(sought, now)
+        if entry is not None:
+            self.direction = _direction(entry, sought)
+        else:
+            # As the host passes an error on, it quotes the packet before its translation.
+            entry = self._find(sent, now)
+            if entry is None or not _is_translated(entry):
+                return self._invalid(Reason.ICMP_UNRELATED)
+            self.direction = 1 - _direction(entry, sent)
         self.entry = entry
-        # The error travels against the direction of the quoted packet.
-        self.direction = 1 - _direction(entry, key)
         if packet.dst != quoted.src:
             return self._invalid(Reason.ICMP_MISMATCH)
         return CT_RELATED

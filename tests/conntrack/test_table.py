@@ -449,3 +449,24 @@ def test_the_halves_of_a_translated_flow_become_one(table: FlowTable) -> None:
     assert table.entry is second
     assert second is not None
     assert (second.original, second.reply) == (keys[0], reverse(keys[1]))
+
+
+def test_icmp_errors_about_a_translated_flow(table: FlowTable) -> None:
+    """They quote the packet as it left; the answer to it would arrive for the router (6.18.44)."""
+    assert table.track(udp(A, B, 1, 2), 0.0) == CT_NEW
+    assert table.translate(key_of(A, B, 1, 2, PROTO_UDP), key_of(C, B, 1, 2, PROTO_UDP))
+    assert table.track(udp(B, C, 2, 1), 0.0) == CT_ESTABLISHED
+    from_outside = error(B, C, 3, FlowTuple(PROTO_UDP, C, B, 1, 2))
+    assert (table.track(from_outside, 0.0), table.direction) == (CT_RELATED, 1)
+    from_inside = error(A, B, 3, FlowTuple(PROTO_UDP, B, A, 2, 1))
+    assert (table.track(from_inside, 0.0), table.direction) == (CT_RELATED, 0)
+    for_another = error(B, A, 3, FlowTuple(PROTO_UDP, C, B, 1, 2))
+    assert table.track(for_another, 0.0) == CT_INVALID
+    reasons = [table.reason]
+    # The same two as the router passes them on, which a capture on several interfaces shows.
+    assert table.track(error(B, A, 3, FlowTuple(PROTO_UDP, A, B, 1, 2)), 0.0) == CT_RELATED
+    assert table.direction == 1
+    assert table.track(error(C, B, 3, FlowTuple(PROTO_UDP, B, C, 2, 1)), 0.0) == CT_RELATED
+    assert table.direction == 0
+    assert table.track(error(C, B, 3, FlowTuple(PROTO_UDP, B, C, 2, 9)), 0.0) == CT_INVALID
+    assert [*reasons, table.reason] == [Reason.ICMP_MISMATCH, Reason.ICMP_UNRELATED]

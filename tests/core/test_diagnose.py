@@ -374,7 +374,8 @@ def test_icmp_errors() -> None:
     assert finding(icmp(3, error=True)).reason is Reason.ICMP_UNRELATED
     quoting_b = FlowTuple(PROTO_TCP, B, A, 80, 1000)
     assert finding(icmp(3, error=True, quoted=quoting_b)).reason is Reason.ICMP_UNRELATED
-    assert finding(icmp(3, error=True, quoted=quoting_b), flow()).reason is Reason.RACED
+    raced = finding(icmp(3, error=True, quoted=quoting_b), flow())
+    assert (raced.reason, raced.detail) == (Reason.RACED, "quotes a flow that has an entry by now")
     quoting_a = FlowTuple(PROTO_TCP, A, B, 1000, 80)
     found = finding(icmp(3, error=True, quoted=quoting_a), flow())
     assert found.reason is Reason.ICMP_MISMATCH
