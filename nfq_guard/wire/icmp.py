@@ -33,6 +33,7 @@ LAST_TYPE_V4: Final = 18
 
 # The capture is truncated, not the packet.
 SNAPPED_IN_HEADER: Final = "capture ends inside the ICMP header"
+SNAPPED_IN_QUOTE: Final = "capture ends inside the headers that an ICMP error quotes"
 
 
 def is_error_v6(message_type: int) -> bool:
@@ -61,42 +62,73 @@ def decode_message(octets: bytes, offset: int, wire_len: int, family: int) -> Ic
     quoted: FlowTuple | None = None
     if is_error:
         # An IPv6 redirect quotes the packet inside an option, which conntrack does not read.
-        end = min(len(octets), offset + wire_len)
-        quoted = _quoted_tuple(octets[offset + 8 : end], family)
+        end = offset + wire_len
+        found = _quoted_tuple(octets[offset + 8 : end], family, end > len(octets))
+        if isinstance(found, str):
+            return found
+        quoted = found
     return IcmpMessage(kind, code, identifier if identified else 0, checksum, is_error, quoted)
 
 
-def _quoted_tuple(inner: bytes, family: int) -> FlowTuple | None:
+def _quoted_tuple(
+    inner: bytes,
+    family: int,
+    snapped: bool,  # noqa: FBT001 - positional on the packet path
+) -> FlowTuple | str | None:
+    """The tuple of a quoted packet; None if too little is quoted.
+
+    Args:
+        inner: The quoted packet, as far as captured.
+        family: `flow.IPV4` or `flow.IPV6`.
+        snapped: Whether more was quoted than captured.
+
+    Returns:
+        `SNAPPED_IN_QUOTE` if what was not captured may have held the tuple.
+    """
+    short = SNAPPED_IN_QUOTE if snapped else None
     if family == IPV4:
-        if len(inner) < 20 or inner[0] >> 4 != 4:
-            return None
+        if len(inner) < 20:
+            return short
         at = (inner[0] & 15) << 2
-        if at < 20 or (inner[6] & 0x1F) or inner[7]:
+        if inner[0] >> 4 != 4 or at < 20 or (inner[6] & 0x1F) or inner[7]:
             return None
         proto = inner[9]
         src = inner[12:16]
         dst = inner[16:20]
     else:
-        if len(inner) < 40 or inner[0] >> 4 != 6:
+        if len(inner) < 40:
+            return short
+        if inner[0] >> 4 != 6:
             return None
         src = inner[8:24]
         dst = inner[24:40]
         extensions = skip_extensions(inner)
-        if extensions is None or extensions.fragment_offset:
+        if extensions is None:
+            return short
+        if extensions.fragment_offset:
             return None
         proto = extensions.proto
         at = extensions.offset
+    return _with_ends(inner, at, proto, src, dst, short)
+
+
+def _with_ends(
+    inner: bytes, at: int, proto: int, src: bytes, dst: bytes, short: str | None
+) -> FlowTuple | str | None:
+    """The tuple of a quoted packet with its transport header at `at`; `short` if that is cut."""
     if proto in _WITH_PORTS:
         if len(inner) < at + 4:
-            return None
+            return short
         sport, dport = _PORTS.unpack_from(inner, at)
         return FlowTuple(proto, src, dst, sport, dport)
     if proto in _ICMP:
         if len(inner) < at + 8:
-            return None
+            return short
         kind, code, _, identifier = _HEADER.unpack_from(inner, at)
         return FlowTuple(proto, src, dst, identifier, kind << 8 | code)
     if proto == PROTO_GRE:
+        if short is not None and len(inner) < at + 8:
+            return short
         header = decode_header(inner, at, len(inner) - at)
         return FlowTuple(proto, src, dst, 0, header.call) if isinstance(header, GreHeader) else None
     return FlowTuple(proto, src, dst, 0, 0)

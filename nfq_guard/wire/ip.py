@@ -36,6 +36,7 @@ _SNAPPED: Final = (
     tcp.SNAPPED_IN_HEADER,
     udp.SNAPPED_IN_HEADER,
     icmp.SNAPPED_IN_HEADER,
+    icmp.SNAPPED_IN_QUOTE,
     sctp.SNAPPED_IN_HEADER,
     gre.SNAPPED_IN_HEADER,
 )

@@ -60,4 +60,6 @@ def decode_packet(octets: bytes, offset: int, wire_len: int) -> SctpPacket | str
         if length == 0:
             break
         at += length + 3 & ~3
+    if not chunks and at + _CHUNK_HEADER_LEN <= end:
+        return SNAPPED_IN_HEADER
     return SctpPacket(sport, dport, tag, checksum, tuple(chunks), at + _CHUNK_HEADER_LEN > end)

@@ -6,6 +6,7 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import (
     ICMPv6DestUnreach,
     ICMPv6EchoRequest,
+    ICMPv6PacketTooBig,
     IPv6,
     IPv6ExtHdrDestOpt,
     IPv6ExtHdrFragment,
@@ -15,8 +16,10 @@ from scapy.packet import Raw
 
 from nfq_guard.flow import FlowTuple
 from nfq_guard.wire.icmp import is_error_v6
+from nfq_guard.wire.ip import decode
 from nfq_guard.wire.packet import (
     IcmpMessage,
+    Malformed,
     flow_key,
 )
 from tests.support.octets import HOST_1, HOST_2, V4, V6, octets_of, read
@@ -47,6 +50,32 @@ def test_icmp_error_quotes_an_echo() -> None:
     message = read(octets_of(V4 / ICMP(type=11) / V4 / ICMP(type=8, id=77))).l4
     assert isinstance(message, IcmpMessage)
     assert message.quoted == FlowTuple(1, HOST_1, HOST_2, 77, 8 << 8)
+
+
+@pytest.mark.parametrize(
+    ("quoting", "needed"),
+    [
+        (V4 / ICMP(type=3, code=4) / V4 / TCP(sport=80, dport=1234), 52),
+        (V4 / ICMP(type=11) / V4 / ICMP(type=8, id=77), 56),
+        (V4 / ICMP(type=3) / IP(proto=47) / Raw(b"\x30\x01\x88\x0b\0\4\0\7"), 56),
+        (V6 / ICMPv6PacketTooBig() / V6 / TCP(sport=80, dport=1234), 92),
+        (V6 / ICMPv6PacketTooBig() / V6 / IPv6ExtHdrDestOpt() / UDP(sport=80, dport=1234), 100),
+    ],
+)
+def test_quote_cut_by_the_capture(quoting: Scapy, needed: int) -> None:
+    """Too little of a quote is in the file, not in the error, which had an entry."""
+    octets = octets_of(quoting)
+    for captured in range(28 if IP in quoting else 48, needed):
+        found = decode(octets[:captured])
+        assert isinstance(found, Malformed), captured
+        assert found.snapped
+        assert found.problem == "capture ends inside the headers that an ICMP error quotes"
+    whole = read(octets).l4
+    cut = read(octets[:needed]).l4
+    assert isinstance(whole, IcmpMessage)
+    assert isinstance(cut, IcmpMessage)
+    assert cut.quoted == whole.quoted
+    assert whole.quoted is not None
 
 
 @pytest.mark.parametrize(

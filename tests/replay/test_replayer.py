@@ -168,6 +168,14 @@ def test_snapped_capture() -> None:
     assert [outcome.ctstate for outcome in replayed(talk)] == [outcome.ctstate for outcome in whole]
 
 
+def test_snapped_quote() -> None:
+    """An ICMP error whose quote the file does not hold is not called unrelated."""
+    talk = transfer(1000)
+    quoted = IP(src="10.0.0.1", dst="10.0.0.2") / TCP(sport=40000, dport=80)
+    talk.add(bytes(IP(src="10.9.9.9", dst="10.0.0.1") / ICMP(type=3, code=4) / quoted)[:50])
+    assert replayed(talk)[-1].absent == SNAPPED
+
+
 @pytest.mark.parametrize(("expires", "ctstate"), [(True, CtState.INVALID), (False, None)])
 def test_time_passes_as_captured(expires: bool, ctstate: CtState | None) -> None:
     """A FIN long after the flow closed finds no entry, unless entries never expire."""

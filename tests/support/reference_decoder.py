@@ -179,12 +179,17 @@ def _icmp(rest: bytes, family: int, length: int) -> Values:
         error, identified = kind in {3, 4, 5, 11, 12}, kind in {0, 8, *range(13, 19)}
     else:
         error, identified = kind < 128 or kind == 137, kind in {128, 129}
-    quoted = _quoted(rest[8:length], family) if error else None
+    quoted = _quoted(rest[8:length], family, cut=length > len(rest)) if error else None
     return kind, code, identifier if identified else 0, checksum, error, quoted
 
 
-def _quoted(inner: bytes, family: int) -> Values | None:
-    """The flow of the packet quoted in an error, which may be truncated anywhere."""
+def _quoted(inner: bytes, family: int, *, cut: bool) -> Values | None:
+    """The flow of the packet quoted in an error, which may be truncated anywhere.
+
+    If the capture is `cut`, a quoted packet that ends too early may have been whole.
+    """
+    if cut and len(inner) < {4: 20, 6: 40}[family]:
+        raise WrongError
     try:
         reader = Reader(inner)
         if reader.take(4) != family:
@@ -203,10 +208,20 @@ def _quoted(inner: bytes, family: int) -> Values | None:
             reader.take(8)
             source, destination = reader.octets(16), reader.octets(16)
             protocol, at, fragment, _ = _walk(inner, following)
-        if fragment:
-            return None
-        ends = _ends(protocol, Reader(inner[at:]), inner[at:])
     except WrongError:
+        if cut:
+            raise
+        return None
+    if fragment:
+        return None
+    rest = inner[at:]
+    if cut and protocol == 47 and len(rest) < 8:
+        raise WrongError
+    try:
+        ends = _ends(protocol, Reader(rest), rest)
+    except WrongError:
+        if cut and protocol != 47:
+            raise
         return None
     return protocol, source, destination, *ends
 
@@ -241,6 +256,8 @@ def _sctp(rest: bytes, length: int) -> Values:
         if size == 0:
             break
         at += size + -size % 4
+    if not chunks and at + 4 <= length:
+        raise WrongError
     return sport, dport, tag, checksum, tuple(chunks), at + 4 > length
 
 
