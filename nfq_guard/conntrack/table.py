@@ -291,10 +291,9 @@ class FlowTable:
         """
         if arriving == leaving:
             return False
-        entries = self._entries
-        entry = entries.get(arriving)
-        opposite = entries.get(reverse(leaving))
-        same = entries.get(leaving)
+        entry = self._live(arriving)
+        opposite = self._live(reverse(leaving))
+        same = self._live(leaving)
         if opposite is not None and opposite is not entry and opposite.original == reverse(leaving):
             # These are replies: the original packets leave as the reverse of `arriving`.
             return self._join(opposite, entry, opposite.original, arriving)
@@ -310,8 +309,8 @@ class FlowTable:
         Returns:
             Whether that is a translation of a flow without a reply so far.
         """
-        entry = self._entries.get(opening)
-        if entry is None or entry.state != TcpState.SYN_SENT or reply in self._entries:
+        entry = self._live(opening)
+        if entry is None or entry.state != TcpState.SYN_SENT or self._live(reply) is not None:
             return False
         return self._join(entry, None, opening, reply)
 
@@ -533,6 +532,14 @@ class FlowTable:
         if packet.dst != quoted.src:
             return self._invalid(Reason.ICMP_MISMATCH)
         return CT_RELATED
+
+    def _live(self, key: Key) -> Entry | None:
+        """The flow of `key` unless it had expired by the time of the last packet."""
+        entry = self._entries.get(key)
+        if entry is not None and entry.expires <= self._now and self._expires:
+            self._forget(entry)
+            return None
+        return entry
 
     def _find(self, key: Key, now: float) -> Entry | None:
         entry = self._entries.get(key)

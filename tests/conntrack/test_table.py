@@ -470,3 +470,28 @@ def test_icmp_errors_about_a_translated_flow(table: FlowTable) -> None:
     assert table.direction == 0
     assert table.track(error(C, B, 3, FlowTuple(PROTO_UDP, B, C, 2, 9)), 0.0) == CT_INVALID
     assert [*reasons, table.reason] == [Reason.ICMP_MISMATCH, Reason.ICMP_UNRELATED]
+
+
+def test_an_expired_flow_does_not_hold_its_translation(table: FlowTable) -> None:
+    """The kernel gives the tuple to the next flow; before that, it takes another port."""
+    outer = key_of(C, B, 1, 2, PROTO_UDP)
+    table.track(udp(A, B, 1, 2), 0.0)
+    assert table.translate(key_of(A, B, 1, 2, PROTO_UDP), outer)
+    inner = b"\x0a\0\0\4"
+    table.track(udp(inner, B, 1, 2), 29.0)
+    assert not table.translate(key_of(inner, B, 1, 2, PROTO_UDP), outer)
+    table.track(udp(inner, B, 1, 2), 30.0)
+    assert table.translate(key_of(inner, B, 1, 2, PROTO_UDP), outer)
+    assert table.track(udp(B, C, 2, 1), 31.0) == CT_ESTABLISHED
+    assert len(table) == 1
+
+
+def test_an_expired_flow_does_not_hold_its_reply(table: FlowTable) -> None:
+    """As a capture of incoming packets shows it: the SYN+ACK has the outer tuple."""
+    reply = key_of(C, A, 8080, 40000, PROTO_TCP)
+    for start, port in ((0.0, 40000), (200.0, 40001)):
+        talk = Conversation(sport=port)
+        talk.client("S", 0)
+        table.track(decode(talk.frames[0].octets), start)
+        assert table.answer(key_of(A, B, port, 80, PROTO_TCP), reply)
+        assert table.track(answer_of_c(), start) == CT_ESTABLISHED
