@@ -522,15 +522,25 @@ class Replayer:
             ) and table.reason in _WITHOUT_ENTRY
         else:
             outcome.orphan = table.reason is Reason.NO_ENTRY
-        if outcome.orphan and (outcome.place is None or outcome.place.index == 1):
+        if (
+            outcome.orphan
+            and table.reason is not Reason.ICMP_UNRELATED
+            and (outcome.place is None or outcome.place.index == 1)
+        ):
             self._orphans += 1
 
-    def _may_lack_one(self) -> bool:
-        """Whether packets without an entry are few enough for frames that the capture lost.
+    def _may_lack_one(self, finding: Finding) -> bool:
+        """Whether the file may lack the packet that would explain a finding of no entry.
 
-        A host that sees one direction alone has no entry for most of them.
+        Packets without an entry are few enough for frames that the capture lost; a host that sees
+        one direction alone has no entry for most of them. But a capture of ICMP alone lacks every
+        packet that an error quotes.
         """
-        return self._orphans < _FEW or _WHOLE_PER_ORPHAN * self._orphans <= self.table.created
+        return (
+            finding.reason is Reason.ICMP_UNRELATED
+            or self._orphans < _FEW
+            or _WHOLE_PER_ORPHAN * self._orphans <= self.table.created
+        )
 
     def _settle(self, held: Outcome, shown: list[Outcome]) -> None:
         """Decide what was uncertain about an outcome; append the outcome if it is to be shown."""
@@ -558,7 +568,7 @@ class Replayer:
                 finding,
                 place,
                 began=outcome.claim is None or outcome.claim.stands,
-                orphan=outcome.orphan and self._may_lack_one(),
+                orphan=outcome.orphan and self._may_lack_one(finding),
                 incomplete=self.streams.proofs > 0,
                 drops=self.drops > 0,
             )

@@ -274,6 +274,16 @@ def test_an_error_about_a_packet_that_is_missing() -> None:
     assert found_in(error(B4, A4, 3, b"E", 3)) == [(0, Reason.ICMP_UNRELATED, True)]
 
 
+def test_errors_of_a_capture_of_icmp_alone() -> None:
+    """However many, they quote packets that the filter keeps out of the file.
+
+    Nor do they make facts of other findings.
+    """
+    errors = [error(B4, A4, 3, udp(A4, B4, port, 6), 3) for port in range(40)]
+    _, answer = answered_ping(1)
+    assert not any(stands for _, _, stands in found_in(*errors, answer))
+
+
 def test_a_message_that_answers_none() -> None:
     """Conntrack has no entry for an advertisement of a router, whatever came before."""
     assert found_in(icmp(A4, B4, 9, bytes(12))) == [(0, Reason.NO_ENTRY, True)]
