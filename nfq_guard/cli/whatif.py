@@ -39,7 +39,8 @@ positives), and accepted packets that were followed by an RST (false negatives).
 
 _EPILOG: Final = f"""\
 A packet counts as followed by an RST if an RST of its flow comes within {RESET_WITHIN_S:g} s.
-Otherwise its flow continued if any later packet of it is recorded. Only packets that were accepted
+Otherwise its flow continued if any later packet of it is recorded, in another event. The times
+of the recording count, not its order. Only packets that were accepted
 allow such conclusions; a capture does not record verdicts, so all of its packets count as accepted.
 A capture has every packet of its flows, events only the INVALID ones, so more fates are unknown
 there. A daemon writes events of packets that its policy allows only with log_allowed = true.
@@ -188,6 +189,7 @@ def _lines(trial: Trial, recording: str, kind: str, unrecorded: Unrecorded | Non
         if heals:
             yield f"  {heals} of these drops would heal a flow"
         yield from _drop_lines(tally, kind)
+        yield from _estimate_lines(tally)
         if tally.missed:
             yield paint(
                 f"  would accept {tally.missed} that were followed by an RST (false negatives):",
@@ -205,6 +207,15 @@ def _lines(trial: Trial, recording: str, kind: str, unrecorded: Unrecorded | Non
         for letter, tally in zip(letters, trial.differences, strict=True):
             yield f"  only {letter} would drop {_drops(tally)}"
             yield from _drop_lines(tally, kind)
+            yield from _estimate_lines(tally)
+
+
+def _estimate_lines(tally: Tally) -> Iterator[str]:
+    if not tally.fates_exact:
+        yield (
+            "  numbers by the fate of the flow are estimates: an event of several packets does not "
+            "have the time of each"
+        )
 
 
 def _drop_lines(tally: Tally, kind: str) -> Iterator[str]:

@@ -56,6 +56,8 @@ class DropsRecord(TypedDict):
         false_positives: Packets of these that were accepted, and whose flow continued.
         followed_by_rst: Packets of these that were accepted, and followed by an RST.
         unknown: Packets of these in flows without later packets.
+        fates_exact: Whether the last three, and `false_negatives`, are exact; estimates where the
+            fate depends on packets of an event that lacks the time of each.
         examples: The first ones of each reason.
     """
 
@@ -70,6 +72,7 @@ class DropsRecord(TypedDict):
     false_positives: HitRecord
     followed_by_rst: int
     unknown: int
+    fates_exact: bool
     examples: list[ExampleRecord]
 
 
@@ -230,6 +233,7 @@ def _drops(tally: Tally) -> DropsRecord:
         },
         "followed_by_rst": tally.drop_fates[Fate.RESET],
         "unknown": tally.drop_fates[Fate.UNKNOWN],
+        "fates_exact": tally.fates_exact,
         "examples": [_example(example) for example in tally.examples],
     }
 

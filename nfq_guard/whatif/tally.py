@@ -2,13 +2,13 @@
 """Counts what one policy would have done."""
 
 from dataclasses import dataclass
-from typing import Final, final
+from typing import Any, Final, final
 
 from nfq_guard.finding import Reason
 from nfq_guard.flow import IPS_DST_NAT, IPS_SRC_NAT, FlowKey
 from nfq_guard.names import address, endpoint, packet_ends
 from nfq_guard.policy.decision import Action, Decision
-from nfq_guard.whatif.conversations import Fate
+from nfq_guard.whatif.conversations import Fate, Settled
 from nfq_guard.whatif.recorded import Recorded
 from nfq_guard.wire.packet import Malformed, Packet, flow_key
 
@@ -61,6 +61,8 @@ class Tally:
         false_negatives: Flows of the false negatives.
         if_translated: Packets that would be accepted and were followed by an RST, but would be
             dropped if their flow is translated, which the recording does not show.
+        fates_exact: Whether the numbers of packets by the fate of their flow are exact; they are
+            not where they depend on packets of an event that lacks the time of each.
     """
 
     def __init__(self) -> None:
@@ -80,6 +82,7 @@ class Tally:
         self.missed = 0
         self.false_negatives: dict[str, int] = {}
         self.if_translated = 0
+        self.fates_exact = True
         self._labels: dict[FlowKey, str] = {}
 
     @property
@@ -124,17 +127,19 @@ class Tally:
         _add(self.drops_by_flow, self._label(packet), count)
         _add(self.drops_by_peer, endpoint(address(packet.src), None), count)
         if sum(example.reason is reason for example in self.examples) < EXAMPLES:
-            self.examples.append(
-                Example(
-                    number=recorded.number,
-                    flow=packet_ends(packet),
-                    reason=reason,
-                    rule=decision.rule,
-                )
+            example = Example(
+                number=recorded.number, flow=packet_ends(packet), reason=reason, rule=decision.rule
             )
+            # An event of several packets is counted by distance and by decision.
+            if example not in self.examples:
+                self.examples.append(example)
 
-    def settle(self, recorded: Recorded, decision: Decision, fate: Fate, count: int) -> None:
+    def settle(self, recorded: Recorded, decision: Decision, settled: Settled[Any]) -> None:
         """Count the fate of packets that were already counted."""
+        fate, count = settled.fate, settled.count
+        if recorded.passed and (decision.drops or not recorded.is_rst):
+            exact = settled.exact if decision.drops else settled.resets_exact
+            self.fates_exact = self.fates_exact and exact
         if decision.drops:
             if not recorded.passed:
                 self.confirmed += count

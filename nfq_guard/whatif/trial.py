@@ -8,7 +8,7 @@ from typing import Final, final
 from nfq_guard.flow import IPS_DST_NAT
 from nfq_guard.policy.decision import Decision
 from nfq_guard.policy.matcher import CompiledPolicy
-from nfq_guard.whatif.conversations import Conversations, Fate
+from nfq_guard.whatif.conversations import Conversations, Fate, Seen, Settled
 from nfq_guard.whatif.recorded import Judged, Recorded
 from nfq_guard.whatif.tally import Tally
 from nfq_guard.wire.packet import flow_key
@@ -71,10 +71,11 @@ class Trial:
             self._start_s = recorded.first_s
         first, last = recorded.first_s - self._start_s, recorded.time_s - self._start_s
         key = flow_key(recorded.packet)
-        for decided, fate in self._conversations.saw(key, first, is_rst=recorded.is_rst):
-            self._settle(decided, fate)
+        seen = Seen(number=recorded.number, first_s=first, last_s=last, is_rst=recorded.is_rst)
         judged = recorded.judged
         if judged is None:
+            for settled in self._conversations.saw(key, seen):
+                self._settle(settled)
             return
         self.invalid += recorded.count
         self._bound(recorded, judged)
@@ -84,13 +85,13 @@ class Trial:
                     recorded=recorded, judged=judged, decisions=decisions, count=packets
                 )
                 self._count(decided)
-                for settled, fate in self._conversations.awaits(key, last, decided):
-                    self._settle(settled, fate)
+                for settled in self._conversations.awaits(key, seen, packets, decided):
+                    self._settle(settled)
 
     def end(self) -> None:
         """End the recording, which completes the fates in the tallies."""
-        for decided, fate in self._conversations.end():
-            self._settle(decided, fate)
+        for settled in self._conversations.end():
+            self._settle(settled)
 
     def _moments(self, count: int, first: float, last: float) -> Iterator[tuple[float, int]]:
         """The moments of decisions, each with a number of packets."""
@@ -145,17 +146,19 @@ class Trial:
             if exact:
                 tally.bound(recorded, certain=True, possible=True)
 
-    def _settle(self, decided: Decided, fate: Fate) -> None:
+    def _settle(self, settled: Settled[Decided]) -> None:
+        decided = settled.packet
         recorded = decided.recorded
         trials = zip(self.tallies, self.policies, decided.decisions, strict=True)
         for tally, policy, decision in trials:
-            if fate is Fate.RESET and not decision.drops and _drops_translated(policy, decided):
-                tally.if_translated += decided.count
+            reset = settled.fate is Fate.RESET
+            if reset and not decision.drops and _drops_translated(policy, decided):
+                tally.if_translated += settled.count
             else:
-                tally.settle(recorded, decision, fate, decided.count)
+                tally.settle(recorded, decision, settled)
         alone = _alone(decided)
         if alone is not None:
-            self.differences[alone].settle(recorded, decided.decisions[alone], fate, decided.count)
+            self.differences[alone].settle(recorded, decided.decisions[alone], settled)
 
 
 def _drops_translated(policy: CompiledPolicy, decided: Decided) -> bool:

@@ -302,3 +302,35 @@ def test_more_packets_of_a_flow_than_are_awaited(
     path.write_bytes(b"\n".join(_event(n / 10, **ASYMMETRIC) for n in range(5)))
     (strict,) = _json(capsys, str(path), "--policy", "preset:strict")["policies"]
     assert strict["false_positives"]["packets"] == 4
+
+
+def test_an_event_of_several_packets_behind_the_reset_that_they_caused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A daemon writes it at the end of log_interval_s; each packet was followed by the RST."""
+    several = {
+        **TRANSLATED,
+        "first": "2026-01-02T03:04:01.000000Z",
+        "count": 50,
+        "distances": [[77_584, 20], [90_000, 30]],
+    }
+    lines = [_event(0, **TRANSLATED), _event(3, **RST_BACK), _event(2.9, **several)]
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    words = ["whatif", str(path), "--policy", "preset:observe", "--policy", "preset:strict"]
+    assert main([*words, "--format", "json"]) == 0
+    observe, strict = json.loads(capsys.readouterr().out)["policies"]
+    assert observe["false_negatives"]["packets"] == 51
+    assert (strict["followed_by_rst"], strict["fates_exact"]) == (51, True)
+    assert [one["number"] for one in strict["examples"] if one["reason"] == "seq-over"] == [1, 3]
+    assert main(words) == 0
+    assert "estimates" not in capsys.readouterr().out
+    # Some of them came after the RST, or too long before it.
+    lines[1] = _event(2, **RST_BACK)
+    path.write_bytes(b"\n".join(lines))
+    assert main([*words, "--format", "json"]) == 0
+    observe, strict = json.loads(capsys.readouterr().out)["policies"]
+    assert (observe["fates_exact"], strict["fates_exact"]) == (False, False)
+    assert 1 < observe["false_negatives"]["packets"] < 51
+    assert main(words) == 0
+    assert "  numbers by the fate of the flow are estimates" in capsys.readouterr().out
