@@ -29,6 +29,7 @@ OPTION_IF_TSOFFSET: Final = 14
 OPTION_IF_NAME: Final = 2
 OPTION_ISB_IFDROP: Final = 5
 OPTION_ISB_OSDROP: Final = 7
+OPTION_EPB_DROPCOUNT: Final = 4
 
 _BYTE_ORDERS: Final = {b"\x4d\x3c\x2b\x1a": "<", b"\x1a\x2b\x3c\x4d": ">"}
 _NANO: Final = 1_000_000_000
@@ -64,8 +65,8 @@ class PcapngScanner:
 
     Attributes:
         frames: Number of frames parsed so far.
-        drops: Frames that the capture itself reports as dropped (isb_ifdrop, isb_osdrop), by the
-            last statistics of each interface.
+        drops: Frames that the capture itself reports as dropped: by the last statistics of each
+            interface (isb_ifdrop, isb_osdrop), or by its frames (epb_dropcount) if that is more.
         names: Names of the interfaces of all sections, empty without one; `Frame.interface` is the
             position in it.
     """
@@ -81,6 +82,8 @@ class PcapngScanner:
         self._set_byte_order("<")
         self._sections = 0
         self._drops: dict[tuple[int, int, int], int] = {}
+        # By the frames themselves: those dropped before each.
+        self._dropped_between = 0
         self.frames = 0
 
     def _set_byte_order(self, order: str) -> None:
@@ -90,7 +93,7 @@ class PcapngScanner:
     @property
     def drops(self) -> int:
         """Frames that the capture reports as dropped."""
-        return sum(self._drops.values())
+        return max(sum(self._drops.values()), self._dropped_between)
 
     def scan(self, buffer: bytes, frames: list[Frame]) -> int:
         """Append the frames of complete blocks in `buffer` to `frames`.
@@ -127,9 +130,9 @@ class PcapngScanner:
                 captured = word(buffer, start + 20, little)
                 if captured > length - 32 or captured > MAX_FRAME_BYTES:
                     raise BrokenRecordError(start, f"a packet block claims {captured} bytes")
-                if index >= len(self._interfaces):
-                    raise BrokenRecordError(start, f"undeclared interface {index}")
-                interface: _Interface = self._interfaces[index]
+                if length - 32 - captured >= 8:
+                    self._count_dropped(buffer, start + 28 + (captured + 3 & ~3), stop - 4)
+                interface = self._declared(index, start)
                 ticks = word(buffer, start + 12, little) << 32 | word(buffer, start + 16, little)
                 time_ns = (
                     ticks * interface.tick_ns
@@ -155,6 +158,12 @@ class PcapngScanner:
                 self._rare_block(kind, buffer[start:stop], start, frames)
             start = stop
         return start
+
+    def _declared(self, index: int, start: int) -> _Interface:
+        """The interface of the packet block at `start`."""
+        if index >= len(self._interfaces):
+            raise BrokenRecordError(start, f"undeclared interface {index}")
+        return self._interfaces[index]
 
     def _rare_block(self, kind: int, block: bytes, start: int, frames: list[Frame]) -> None:
         if kind == BLOCK_SECTION:
@@ -192,6 +201,17 @@ class PcapngScanner:
                     break
                 value: int = struct.unpack_from(self._order + "Q", block, position + 4)[0]
                 self._drops[self._sections, index, code] = value
+            position += 4 + (length + 3 & ~3)
+
+    def _count_dropped(self, buffer: bytes, position: int, end: int) -> None:
+        """Take the number of frames dropped before a frame from its options."""
+        while position + 4 <= end:
+            code, length = struct.unpack_from(self._order + "HH", buffer, position)
+            if code == OPTION_END:
+                break
+            if code == OPTION_EPB_DROPCOUNT and length == 8 and position + 12 <= end:
+                value: int = struct.unpack_from(self._order + "Q", buffer, position + 4)[0]
+                self._dropped_between += value
             position += 4 + (length + 3 & ~3)
 
     def _interface(self, block: bytes) -> _Interface:
@@ -240,9 +260,7 @@ class PcapngScanner:
         )
         if captured > len(block) - 32 or captured > MAX_FRAME_BYTES:
             raise BrokenRecordError(start, f"a packet block claims {captured} bytes")
-        if index >= len(self._interfaces):
-            raise BrokenRecordError(start, f"undeclared interface {index}")
-        interface = self._interfaces[index]
+        interface = self._declared(index, start)
         time_ns = (high << 32 | low) * _NANO // interface.ticks_per_s + interface.offset_ns
         if not -MAX_TIME_NS < time_ns < MAX_TIME_NS:
             time_ns = self._last_ns

@@ -5,8 +5,10 @@ import bz2
 import gzip
 import lzma
 import os
+import struct
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,30 @@ def test_pcap(write: Callable[..., str], order: str, nanoseconds: bool, fraction
 def test_pcap_with_a_snapshot_length(write: Callable[..., str]) -> None:
     (frame,) = frames_of(write(made.pcap([(1, 0, A)], snaplen=40)))
     assert (frame.wire_len, frame.octets) == (60, A[:40])
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_frames_say_how_many_were_dropped_before_them(
+    write: Callable[..., str], order: str
+) -> None:
+    """The option epb_dropcount; the statistics of the interface may count the same frames."""
+    seven = (4, struct.pack(order + "Q", 7))
+    frames = [made.enhanced(A[:49], order=order, more=more) for more in ((), (seven,))]
+    frames.append(made.enhanced(B, order=order, more=((1, b"words"), seven)))
+    frames.append(made.enhanced(C, order=order, more=((1, b"odd"), (4, b"four"))))
+    opening = made.section(order) + made.interface(order=order)
+    for statistics, drops in ((b"", 14), (made.statistics(0, ifdrop=9, osdrop=8, order=order), 17)):
+        capture = Capture(write(opening + b"".join(frames) + statistics))
+        with closing(capture):
+            assert sum(len(some) for some in capture.batches()) == 4
+            assert capture.drops == drops
+    # An option that is longer than its block.
+    head = struct.pack(order + "IIIII", 0, 0, 0, 4, 4) + b"data"
+    tail = struct.pack(order + "HHHH", 1, 0, 4, 8)
+    capture = Capture(write(opening + made.block(made.ENHANCED_PACKET, head + tail, order)))
+    with closing(capture):
+        assert sum(len(some) for some in capture.batches()) == 1
+        assert capture.drops == 0
 
 
 @pytest.mark.parametrize("order", "<>")

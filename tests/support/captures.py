@@ -67,11 +67,19 @@ def interface(
     return block(INTERFACE, body, order)
 
 
-def enhanced(octets: bytes, ticks: int = 0, *, number: int = 0, order: str = "<") -> bytes:
+def enhanced(
+    octets: bytes,
+    ticks: int = 0,
+    *,
+    number: int = 0,
+    order: str = "<",
+    more: Sequence[tuple[int, bytes]] = (),
+) -> bytes:
+    """A frame, with any options."""
     head = struct.pack(
         order + "IIIII", number, ticks >> 32, ticks & 0xFFFFFFFF, len(octets), len(octets)
     )
-    return block(ENHANCED_PACKET, head + padded(octets), order)
+    return block(ENHANCED_PACKET, head + padded(octets) + options(more, order), order)
 
 
 def statistics(number: int, *, ifdrop: int, osdrop: int, order: str = "<") -> bytes:
