@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Opens a recording of events: a file, plain or compressed, or standard input."""
 
+import codecs
 import io
 import sys
 from collections.abc import Iterator
@@ -70,5 +71,5 @@ def is_capture(stream: io.BufferedReader) -> bool:
 
 def is_events(stream: io.BufferedReader) -> bool:
     """Whether a newly opened stream may contain events: JSON, or nothing."""
-    start = stream.peek(64)[:64].lstrip()
+    start = stream.peek(64)[:64].removeprefix(codecs.BOM_UTF8).lstrip()
     return start.startswith(b"{") or not start

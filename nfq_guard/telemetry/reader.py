@@ -8,6 +8,7 @@ have, is skipped and counted. A line longer than any event is skipped without be
 kept in memory.
 """
 
+import codecs
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, BinaryIO, Final, NamedTuple, final
@@ -183,6 +184,8 @@ class EventReader:
         """The `packet_judged` events of a stream, in its order."""
         while line := stream.readline(LINE_MAX_BYTES):
             self.lines += 1
+            if self.lines == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
             if len(line) == LINE_MAX_BYTES and not line.endswith(b"\n"):
                 self._skip()
                 while line and not line.endswith(b"\n"):

@@ -90,6 +90,17 @@ def test_rotated_files(
     assert "5 packets have no event" in page.read_text()
 
 
+def test_a_file_with_a_byte_order_mark(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """As editors of Windows write it."""
+    path, page = tmp_path / "events.jsonl", tmp_path / "page.html"
+    path.write_bytes(b"\xef\xbb\xbf" + _lines())
+    assert main(["whatif", str(path), *_POLICY, "--format", "json"]) == 0
+    captured = capsys.readouterr()
+    assert (json.loads(captured.out)["packets"], captured.err) == (7, "")
+    assert main(["report", str(path), "-o", str(page)]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_a_file_that_ends_too_early(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl.gz"
     path.write_bytes(gzip.compress(_lines())[:-4])
