@@ -279,11 +279,12 @@ def capture_notes(summary: Summary, replayer: Replayer) -> Iterator[str]:
         )
     yield from _flow_notes(replayer)
     if replayer.cut_options:
-        yield (
-            "the capture ends inside the TCP options of "
-            f"{counted(replayer.cut_options, 'segment')}, "
-            f"{replayer.streams.cut_openings:,} of them SYNs: no window is checked for their flows"
-        )
+        cut = counted(replayer.cut_options, "segment")
+        openings = replayer.streams.cut_openings
+        what = ": SACK blocks may be missing"
+        if openings:
+            what = f", {openings:,} of them SYNs: no window is checked for the flows of these SYNs"
+        yield f"the capture ends inside the TCP options of {cut}{what}"
     checksums = replayer.reader.checksums
     wrong = {
         "forgiven as offload": checksums.forgiven,

@@ -562,6 +562,17 @@ def test_small_snaplen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "inside the TCP options of 2 segments, 2 of them SYNs" in capsys.readouterr().out
 
 
+def test_cut_options_without_a_cut_syn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Windows are checked; the end of a list of SACK blocks is missing."""
+    talk = conversation()
+    talk.client("A", 19, 1001, options=[("SAck", (2001, 3001, 4001, 5001))])
+    talk.frames[-1].octets = talk.frames[-1].octets[:48]
+    path = talk.save(tmp_path / "snapped.pcap")
+    assert main(["replay", path]) == 0
+    text = capsys.readouterr().out
+    assert "inside the TCP options of 1 segment: SACK blocks may be missing" in text
+
+
 def damaged_beside(talk: Conversation) -> list[Frame]:
     """The frames of `talk`, in a capture that lacks frames of another flow."""
     other = download(random.Random(1), 50_000, sack=True)  # noqa: S311 - reproducible, no secret
