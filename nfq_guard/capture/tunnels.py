@@ -2,6 +2,7 @@
 """Packets inside packets: VXLAN, GENEVE, GRE and IP in IP (RFC 7348, 8926, 2784, 2890, 2003, 2473).
 
 A host that decapsulates has two conntrack entries, one for the outer packets and one for the inner.
+Packets inside GTP-U, GUE, VXLAN-GPE, ERSPAN and L2TPv3 are not read; such a tunnel is only named.
 """
 
 from typing import Final, NamedTuple
@@ -17,10 +18,27 @@ _IPV6_IN_IP: Final = 41
 # The port of IANA, and the one that Linux used before.
 _VXLAN_PORTS: Final = (4789, 8472)
 _GENEVE_PORT: Final = 6081
+_VXLAN_GPE_PORT: Final = 4790
+_GTP_U_PORT: Final = 2152
+_GUE_PORT: Final = 6080
 # Datagrams to other ports carry no packet.
-PORTS: Final = (*_VXLAN_PORTS, _GENEVE_PORT)
+PORTS: Final = (*_VXLAN_PORTS, _GENEVE_PORT, _VXLAN_GPE_PORT, _GTP_U_PORT, _GUE_PORT)
 _TRANSPARENT_ETHERNET: Final = 0x6558
 _INNER_LINKS: Final = {0x0800: RAW, 0x86DD: RAW, _TRANSPARENT_ETHERNET: ETHERNET}
+_ERSPAN: Final = (0x88BE, 0x22EB)
+_L2TP: Final = 115
+# GTP version 1 with a user packet (3GPP TS 29.281 5.1).
+_GTP_VERSION: Final = 0x30
+_GTP_USER_PACKET: Final = 255
+# Link type of a packet that is not read.
+UNREAD: Final = -1
+
+
+_UNREAD_NAMES: Final = {
+    _GTP_U_PORT: "GTP-U",
+    _VXLAN_GPE_PORT: "VXLAN-GPE",
+    _GUE_PORT: "GUE",
+}
 
 
 class Inner(NamedTuple):
@@ -28,7 +46,7 @@ class Inner(NamedTuple):
 
     Attributes:
         tunnel: Usual name of the tunnel.
-        linktype: LINKTYPE_* number of the inner packet.
+        linktype: LINKTYPE_* number of the inner packet; `UNREAD` if it is not read.
         start: Its offset in the octets of the outer packet.
     """
 
@@ -58,6 +76,8 @@ def inner_of(packet: Packet, octets: bytes) -> Inner | None:
         return Inner("IPIP", RAW, start)
     if packet.proto == _IPV6_IN_IP:
         return Inner("IP6IP", RAW, start)
+    if packet.proto == _L2TP:
+        return Inner("L2TPv3", UNREAD, start)
     return None
 
 
@@ -72,14 +92,30 @@ def _inner_of_datagram(datagram: Datagram, octets: bytes, start: int) -> Inner |
         link = _INNER_LINKS.get(kind)
         size = 8 + ((octets[start] & 0x3F) << 2)
         return None if link is None else Inner("GENEVE", link, start + size)
+    if datagram.dport in PORTS and _is_unread(datagram.dport, octets, start):
+        return Inner(_UNREAD_NAMES[datagram.dport], UNREAD, start)
     return None
+
+
+def _is_unread(port: int, octets: bytes, start: int) -> bool:
+    """Whether a datagram has the header of a tunnel whose packets are not read."""
+    first = octets[start]
+    if port == _GTP_U_PORT:
+        return first & 0xF0 == _GTP_VERSION and octets[start + 1] == _GTP_USER_PACKET
+    if port == _VXLAN_GPE_PORT:
+        return first & 0x08 != 0
+    # GUE (draft-ietf-intarea-gue): version 0 with data, or version 1, which is an IP header.
+    return port == _GUE_PORT and (first >> 6 == 1 or first & 0xE0 == 0)
 
 
 def _inner_of_gre(octets: bytes, start: int) -> Inner | None:
     if len(octets) < start + 4 or octets[start + 1] & 0x07:
         return None  # version 1 carries PPP between the ends of PPTP
     flags = octets[start]
-    link = _INNER_LINKS.get(octets[start + 2] << 8 | octets[start + 3])
+    kind = octets[start + 2] << 8 | octets[start + 3]
+    if kind in _ERSPAN:
+        return Inner("ERSPAN", UNREAD, start)
+    link = _INNER_LINKS.get(kind)
     if link is None or flags & 0x40:
         return None
     # Checksum, key and sequence number, four octets each.

@@ -238,12 +238,21 @@ def _resets(replayer: Replayer) -> dict[str, int]:
     return {f"{reason}: {first[reason]}": count for reason, count in counts.most_common()}
 
 
+def _tunnel_notes(replayer: Replayer) -> Iterator[str]:
+    """Which packets carry others, and whether those inside are judged."""
+    reader = replayer.reader
+    read = {name: count for name, count in reader.tunnels.items() if name not in reader.unread}
+    unread = {name: count for name, count in reader.tunnels.items() if name in reader.unread}
+    followed = "judged too" if replayer.decapsulates else "not judged: --decapsulate"
+    for tunnels, what in ((read, followed), (unread, "not judged: replay does not read them")):
+        if tunnels:
+            kinds = ", ".join(f"{name} {count:,}" for name, count in tunnels.items())
+            yield f"packets that carry others ({kinds}), those inside are {what}"
+
+
 def _flow_notes(replayer: Replayer) -> Iterator[str]:
     """Notes on the flows, in addition to the judged packets."""
-    if replayer.reader.tunnels:
-        kinds = ", ".join(f"{name} {count:,}" for name, count in replayer.reader.tunnels.items())
-        what = "judged too" if replayer.decapsulates else "not judged: --decapsulate"
-        yield f"packets that carry others ({kinds}), those inside are {what}"
+    yield from _tunnel_notes(replayer)
     if replayer.copies.copies:
         yield f"{counted(replayer.copies.copies, 'frame')} show an earlier packet again: not judged"
     if replayer.translations:

@@ -18,7 +18,7 @@ from enum import StrEnum
 from typing import Final, final
 
 from nfq_guard.capture.links import LINKS, NO_PACKET
-from nfq_guard.capture.tunnels import inner_of
+from nfq_guard.capture.tunnels import UNREAD, inner_of
 from nfq_guard.replay.stream import Side, Watched
 from nfq_guard.wire.checksum import (
     checksum_ok,
@@ -328,7 +328,7 @@ def _is_offload(packet: Packet, octets: bytes, source: Source) -> bool:
 def _is_outer_of_offload(packet: Packet, octets: bytes) -> bool:
     """Whether a tunnel's checksum fits the segment inside as the NIC will finish it."""
     inner = inner_of(packet, octets)
-    if inner is None:
+    if inner is None or inner.linktype == UNREAD:
         return False
     offset = LINKS[inner.linktype](octets[inner.start :])
     if offset == NO_PACKET:

@@ -9,7 +9,7 @@ from typing import Final, final
 
 from nfq_guard.capture.frame import Frame
 from nfq_guard.capture.links import ETHERNET, LINKS, LINUX_SLL, LINUX_SLL2, NO_PACKET
-from nfq_guard.capture.tunnels import inner_of
+from nfq_guard.capture.tunnels import UNREAD, inner_of
 from nfq_guard.flow import IPV4, IPV6
 from nfq_guard.replay.checksums import ChecksumJudge, ChecksumMode, Suspect
 from nfq_guard.replay.copies import Copies
@@ -43,6 +43,7 @@ class PacketReader:
         unknown_links: Link types that are not supported, each with the number of its first frame.
         disordered: Number of frames that are older than the frame before them.
         tunnels: Number of packets that carry another packet, by the name of the tunnel.
+        unread: The names of these tunnels whose packets are never read.
         checksums: Judges transport checksums, and counts the wrong ones.
         packet: The packet of the last frame; None without one.
         octets: The octets of that packet, IP header first.
@@ -68,6 +69,7 @@ class PacketReader:
         self.unknown_links: dict[int, int] = {}
         self.disordered = 0
         self.tunnels: dict[str, int] = {}
+        self.unread: set[str] = set()
         self.packet: Packet | Malformed | None = None
         self.octets = b""
         self.absent = ""
@@ -156,6 +158,9 @@ class PacketReader:
         if inner is None:
             return
         self.tunnels[inner.tunnel] = self.tunnels.get(inner.tunnel, 0) + 1
+        if inner.linktype == UNREAD:
+            self.unread.add(inner.tunnel)
+            return
         inside = octets[inner.start :]
         wire_len = max(len(inside), packet.length - inner.start)
         self.inner = Frame(

@@ -16,10 +16,11 @@ from scapy.packet import Packet as Scapy
 from scapy.packet import Raw
 
 from nfq_guard.capture.links import ETHERNET, RAW
-from nfq_guard.capture.tunnels import Inner, inner_of
+from nfq_guard.capture.tunnels import UNREAD, Inner, inner_of
 from nfq_guard.cli import main
 from nfq_guard.wire.ip import decode
 from nfq_guard.wire.packet import Packet
+from tests.support.captures import pcap
 from tests.support.conversation import Conversation
 
 OUTER = IP(src="192.0.2.1", dst="192.0.2.2")
@@ -62,9 +63,54 @@ def test_what_is_inside(packet: Scapy, tunnel: str, linktype: int, inside: Scapy
     assert octets == bytes(inside)
 
 
+GTP_U = OUTER / UDP(dport=2152) / Raw(b"\x30\xff\0\x28\0\0\0\1") / INNER
+
+
+@pytest.mark.parametrize(
+    ("packet", "tunnel"),
+    [
+        (GTP_U, "GTP-U"),
+        (OUTER / UDP(dport=4790) / Raw(b"\x0c\0\0\1\0\0\1\0") / INNER, "VXLAN-GPE"),
+        (OUTER / UDP(dport=6080) / Raw(b"\0\4\0\0") / INNER, "GUE"),
+        (OUTER / UDP(dport=6080) / INNER, "GUE"),
+        (OUTER / GRE(proto=0x88BE, seqnum_present=1) / Raw(bytes(8)) / FRAME, "ERSPAN"),
+        (OUTER / GRE(proto=0x22EB, seqnum_present=1) / Raw(bytes(12)) / FRAME, "ERSPAN"),
+        (OUTER.__class__(proto=115) / Raw(bytes(8)) / FRAME, "L2TPv3"),
+    ],
+)
+def test_what_is_inside_is_not_read(packet: Scapy, tunnel: str) -> None:
+    inner, _ = found(packet)
+    assert inner is not None
+    assert (inner.tunnel, inner.linktype) == (tunnel, UNREAD)
+
+
+def test_a_tunnel_that_is_not_read_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where its wrong checksum is looked at, and where most packets take the shortcut."""
+    outside = Conversation()
+    wrong = GTP_U.copy()
+    wrong[UDP].chksum = 7
+    for packet in (GTP_U, GTP_U, GTP_U, wrong):
+        outside.add(bytes(Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02") / packet))
+        outside.frames[-1].linktype = ETHERNET
+    path = tmp_path / "gtp.pcap"
+    records = [(0, number, frame.octets) for number, frame in enumerate(outside.frames)]
+    path.write_bytes(pcap(records))
+    for more in ([], ["--decapsulate"]):
+        assert main(["replay", str(path), *more]) == 0
+        text = capsys.readouterr().out
+        assert "carry others (GTP-U 4), those inside are not judged: replay does not" in text
+    assert main(["replay", str(path), "--summary", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tunnels"] == {"GTP-U": 4}
+
+
 @pytest.mark.parametrize(
     "packet",
     [
+        OUTER / UDP(dport=2152) / Raw(b"\x32\1" + bytes(40)),
+        OUTER / UDP(dport=4790) / Raw(bytes(40)),
+        OUTER / UDP(dport=6080) / Raw(b"\x20" + bytes(40)),
         OUTER / UDP(dport=4789) / Raw(bytes(40)),
         OUTER / UDP(dport=4789) / Raw(b"\x08"),
         OUTER / UDP(dport=6081) / Raw(b"\xff" * 40),
