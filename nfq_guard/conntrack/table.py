@@ -478,7 +478,9 @@ class FlowTable:
     def _other(self, packet: Packet, now: float) -> int:
         """A protocol without a tracker: flows between two addresses."""
         proto = packet.proto
-        if packet.fragment_offset or (packet.family != IPV4 and proto == NO_NEXT_HEADER):
+        if packet.fragment_offset or proto in (PROTO_ICMP, PROTO_ICMPV6):
+            return self._invalid(Reason.UNSUPPORTED)  # ICMP of the other family
+        if packet.family != IPV4 and proto == NO_NEXT_HEADER:
             return self._invalid(Reason.UNSUPPORTED)
         key = key_of(packet.src, packet.dst, 0, 0, proto)
         reply = key_of(packet.dst, packet.src, 0, 0, proto)

@@ -145,6 +145,13 @@ CASES: dict[str, list[bytes]] = {
         ip(A4, B4, 253, b"hello"), ip(B4, A4, 253, b"hello"), ip(A4, B4, 253, b""),
         ip(A6, B6, 253, b"hello"), ip(B6, A6, 253, b"hello"), ip(A4, B4, 50, bytes(30)),
     ],
+    "ICMP of the other family": [
+        ip(A4, B4, 58, b"\x80\0\0\0\0\1\0\1"),
+        ip(A4, B4, 58, b""),
+        ip(A4, B4, 58, summed(A4, B4, 58, b"\x01\0\0\0" + bytes(4) + udp(A4, B4, 1, 2), 2)),
+        ip(A6, B6, 1, b"\x08\0\xf7\xff\0\0\0\0"),
+        ip(A6, B6, 1, b"\x08"),
+    ],
     "no next header": [ip(A6, B6, 59, b""), ip(A6, B6, 59, b"rest")],
     "extension headers": [
         ip(A6, B6, 0, bytes((PROTO_UDP, 0, 1, 4, 0, 0, 0, 0)) + udp(A6, B6, 1, 2)[40:]),

@@ -115,8 +115,10 @@ def test_protocol_without_a_tracker(table: FlowTable) -> None:
     assert table.track(packet(B, A, 253, None), 9999.0) == CT_NEW
 
 
-def test_no_next_header(table: FlowTable) -> None:
+def test_no_next_header_and_icmp_of_the_other_family(table: FlowTable) -> None:
     assert table.track(packet(A6, B6, 59, None), 0.0) == CT_INVALID
+    assert table.track(packet(A6, B6, PROTO_ICMP, None), 0.0) == CT_INVALID
+    assert table.track(packet(A, B, PROTO_ICMPV6, None), 0.0) == CT_INVALID
     assert table.reason is Reason.UNSUPPORTED
     assert table.snapshot() is None
 
