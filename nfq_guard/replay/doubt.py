@@ -36,6 +36,7 @@ class Place:
         stream: Its stream.
         sender: 0 or 1, as in `Stream.sides`.
         index: Its position in the stream.
+        now: When it was captured, seconds since the first frame.
         jump: Set if it is far ahead of its stream.
         beyond: Set if it acknowledges bytes that were not in the file so far.
         watched: Whether it was acknowledged or repeated; set if it continues its stream and takes
@@ -52,6 +53,7 @@ class Place:
     stream: Stream
     sender: int
     index: int
+    now: float
     jump: Jump | None
     beyond: Beyond | None
     watched: Watched | None
@@ -87,6 +89,7 @@ def place_of(streams: Streams, segment: Segment, now: float) -> Place | None:
         stream,
         streams.sender,
         streams.index,
+        now,
         streams.jump,
         streams.beyond,
         watched,
@@ -150,6 +153,9 @@ def doubt_of(
             return Doubted(kind=Doubt.UNSEEN_REQUEST)
         # A missing frame may be the one that opened the entry or that the ICMP error quotes.
         return _elsewhere(incomplete=incomplete, drops=drops)
+    overtaken = place.stream.overtaken
+    if overtaken is not None and overtaken.now < place.now:
+        return Doubted(kind=overtaken.kind, proof=overtaken)
     jump = place.jump
     if jump is not None and not jump.confirmed:
         return None
@@ -235,13 +241,14 @@ def _elsewhere(*, incomplete: bool, drops: bool) -> Doubted | None:
 
 
 def _proof_near(place: Place) -> Proof | None:
-    """The last proof that concerns the stream up to the segment, or just after it."""
-    stream = place.stream
+    """The last proof that concerns the stream up to the segment, or just after it.
+
+    A frame that is listed anywhere behind the segment concerns it too if it is older.
+    """
     reach = place.index + REORDER_FRAMES
-    if not stream.tainted_from or stream.tainted_from > reach:
-        return None
     found: Proof | None = None
-    for proof in stream.proofs:
-        if proof.index <= reach and (found is None or proof.index > found.index):
+    for proof in place.stream.proofs:
+        concerns = proof.index <= reach or proof.now < place.now
+        if concerns and (found is None or proof.index > found.index):
             found = proof
     return found

@@ -51,7 +51,6 @@ class PacketReader:
         checksum_ok: Whether its transport checksum is correct; None if that is not judged.
         suspect: Its checksum, if that is uncertain.
         inner: The packet that it carries, as a frame; None if it carries none.
-        late: Whether the last frame is older than the frame before it.
         now: Seconds since the first frame.
     """
 
@@ -76,7 +75,6 @@ class PacketReader:
         self.checksum_ok: bool | None = None
         self.suspect: Suspect | None = None
         self.inner: Frame | None = None
-        self.late = False
         self.now = 0.0
         self._copies = copies
         self._fragments = Reassembler()
@@ -97,8 +95,7 @@ class PacketReader:
         self.inner = None
         self.now = now
         # Several files are merged by time, so an earlier time means disorder there too.
-        self.late = frame.time_ns < self._last_ns
-        if self.late:
+        if frame.time_ns < self._last_ns:
             self.disordered += 1
         self._last_ns = frame.time_ns
 

@@ -242,7 +242,7 @@ class Replayer:
                 self.ignored += 1
             stream = entry.stream
             assert isinstance(stream, Stream)  # noqa: S101 - set by the segment that was learnt from
-            self.streams.follow_known(stream, direction, segment, frame.number, reader.late)
+            self.streams.follow_known(stream, direction, segment, frame.number, now)
         if code == CT_ESTABLISHED:
             self._established += 1
         else:
@@ -321,7 +321,7 @@ class Replayer:
             self.cut_options += 1
         table = self.table
         self.streams.follow(
-            table.entry, table.direction, key, segment, frame, cut, reader.late, harmed
+            table.entry, table.direction, key, segment, frame, cut, reader.now, harmed
         )
         if suspect is not None:
             watched = self.streams.watch(segment)
@@ -360,8 +360,8 @@ class Replayer:
         table.joined = None
         streams.drop(joined)
         joined.stream = None
-        late = self.reader.late
-        streams.follow(kept, 0, reverse(other), segment, frame, cut=False, late=late, harmed=False)
+        now = self.reader.now
+        streams.follow(kept, 0, reverse(other), segment, frame, cut=False, now=now, harmed=False)
 
     def _note_end(self) -> None:
         """Record that the last segment, an RST, ended its entry at once."""

@@ -40,10 +40,19 @@ class Proof:
         sender: The end whose frames are missing or late: 0 or 1, as in `Stream.sides`.
         start: First sequence number that is missing; with `missing` 0, the place of disorder.
         missing: Missing bytes; 0 if none or an unknown number.
+        now: When the frame was captured, if it is listed behind later ones: findings in these may
+            be due to it too. In seconds since the first frame; else far in the future.
     """
 
     def __init__(
-        self, kind: Doubt, index: int, frame: int, sender: int, start: Seq, missing: int
+        self,
+        kind: Doubt,
+        index: int,
+        frame: int,
+        sender: int,
+        start: Seq,
+        missing: int,
+        now: float = -_NEVER,
     ) -> None:
         """Take every attribute as given."""
         self.kind = kind
@@ -52,6 +61,7 @@ class Proof:
         self.sender = sender
         self.start = start
         self.missing = missing
+        self.now = now
 
 
 @final
@@ -102,6 +112,7 @@ class Beyond:
         near: Whether it is within a window of the peer, or of another acknowledgement that it
             continues or that continues it.
         selective: Whether the number is from a SACK block, not from the acknowledgement field.
+        now: When it was captured, seconds since the first frame.
         genuine: Whether the acknowledged stream confirmed it.
         refuted: Whether its sender later acknowledged less, which a receiver never does.
         forgotten: Whether it was given up for others, so that neither is known.
@@ -115,6 +126,7 @@ class Beyond:
         frame: int,
         near: bool,  # noqa: FBT001 - positional on the packet path
         selective: bool,  # noqa: FBT001 - as above
+        now: float,
     ) -> None:
         """Create it unconfirmed."""
         self.ack = ack
@@ -123,6 +135,7 @@ class Beyond:
         self.frame = frame
         self.near = near
         self.selective = selective
+        self.now = now
         self.genuine = False
         self.refuted = False
         self.forgotten = False
@@ -245,12 +258,12 @@ class Stream(Companion):
         first_frame: Number of its first frame.
         frames: Number of its segments.
         alive: Position of the last segment other than an RST.
+        latest: The latest time of its segments, seconds since the first frame.
         one: The end that sent the first frame.
         other: The other end.
         proofs: The first proofs that the file is incomplete or out of order.
         reversed: 1 if the original direction of the conntrack entry is that of the second end, else
             0.
-        tainted_from: Smallest `Proof.index`; 0 without a proof.
         tracked: Whether conntrack had an entry for it so far.
         strayed: Whether it began with a packet of another stream that escaped translation, or with
             the RST that answers such a packet.
@@ -266,6 +279,8 @@ class Stream(Companion):
         invalid: Number of its INVALID packets that are not in doubt, by reason; None before the
             first.
         in_doubt: Number of its INVALID packets that are in doubt.
+        overtaken: The SYN of the next connection with its tuple, if that is older than a segment
+            listed before it, which may be of the next connection as well; else None.
     """
 
     def __init__(self, original: Key, first_frame: int) -> None:
@@ -274,10 +289,10 @@ class Stream(Companion):
         self.first_frame = first_frame
         self.frames = 0
         self.alive = 0
+        self.latest = _NEVER
         self.one = Side(0)
         self.other = Side(1)
         self.proofs: tuple[Proof, ...] = ()
-        self.tainted_from = 0
         self.reversed = 0
         self.tracked = False
         self.strayed = False
@@ -289,6 +304,7 @@ class Stream(Companion):
         self.ended = 0
         self.invalid: dict[Reason, int] | None = None
         self.in_doubt = 0
+        self.overtaken: Proof | None = None
 
     @property
     def sides(self) -> tuple[Side, Side]:
@@ -325,7 +341,5 @@ class Stream(Companion):
 
     def prove(self, proof: Proof) -> None:
         """Record that the file is incomplete or out of order."""
-        if self.tainted_from == 0 or proof.index < self.tainted_from:
-            self.tainted_from = proof.index
         if len(self.proofs) < _MOST_PROOFS:
             self.proofs += (proof,)

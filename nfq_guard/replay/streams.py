@@ -38,6 +38,8 @@ _MOST_WATCHED: Final = 1024
 # Acknowledgements that wait for the bytes.
 _MOST_BEYOND: Final = 256
 _ENDS: Final = FIN | RST
+# A clock that goes back farther was set, or another capture begins; each is counted once.
+_DISORDER_S: Final = 10.0
 
 
 @final
@@ -78,6 +80,8 @@ class Streams:
         self.jump: Jump | None = None
         self.beyond: Beyond | None = None
         self.ahead = False
+        # Time of the last segment.
+        self._now = 0.0
         # Whether the last segment was acknowledged in a frame before it.
         self._answered = False
         self.proofs = 0
@@ -95,7 +99,7 @@ class Streams:
         segment: Segment,
         frame: int,
         cut: bool,  # noqa: FBT001 - positional on the packet path
-        late: bool,  # noqa: FBT001 - as above
+        now: float,
         harmed: bool,  # noqa: FBT001 - as above
     ) -> None:
         """Take one segment into account.
@@ -107,15 +111,16 @@ class Streams:
             segment: The segment.
             frame: Number of its frame.
             cut: Whether its options were not captured completely.
-            late: Whether it is older than the frame before it.
+            now: Time of the frame, seconds since the first.
             harmed: Whether its checksum is in doubt; then it does not prove a repetition.
         """
+        self._now = now
         side = self._side_of(entry, direction, key, segment, frame)
         stream = self._last
         if entry is not None:
             stream.tracked = True
             stream.ended |= segment.flags & _ENDS
-        self._take(stream, side, segment, frame, cut, late, harmed)
+        self._take(stream, side, segment, frame, cut, harmed)
 
     def follow_known(
         self,
@@ -123,7 +128,7 @@ class Streams:
         direction: int,
         segment: Segment,
         frame: int,
-        late: bool,  # noqa: FBT001 - positional on the packet path
+        now: float,
     ) -> None:
         """`follow` for a whole segment that is not a SYN.
 
@@ -132,13 +137,14 @@ class Streams:
             direction: Its direction there.
             segment: The segment.
             frame: Number of its frame.
-            late: Whether it is older than the frame before it.
+            now: Time of the frame, seconds since the first.
         """
         ends = segment.flags & _ENDS
         if ends:
             stream.ended |= ends
         side = stream.other if stream.reversed ^ direction else stream.one
-        self._take(stream, side, segment, frame, False, late, False)  # noqa: FBT003 - as above
+        self._now = now
+        self._take(stream, side, segment, frame, False, False)  # noqa: FBT003 - as above
 
     def _take(
         self,
@@ -147,7 +153,6 @@ class Streams:
         segment: Segment,
         frame: int,
         cut: bool,  # noqa: FBT001 - positional on the packet path
-        late: bool,  # noqa: FBT001 - as above
         harmed: bool,  # noqa: FBT001 - as above
     ) -> None:
         """Take a segment of a known sender into account."""
@@ -164,8 +169,11 @@ class Streams:
         self.beyond = None
         self.ahead = False
         self._answered = False
-        if late:
-            self._prove(stream, side, Doubt.OUT_OF_ORDER, index, frame, segment.seq, 0)
+        now = self._now
+        if now < stream.latest:
+            self._prove_disorder(stream, side, segment, index, frame)
+        else:
+            stream.latest = now
         if flags & RST:
             self._reset(side, peer, segment, index, frame)
             return
@@ -188,6 +196,17 @@ class Streams:
         if side.scale > 0 and not flags & SYN:
             window <<= side.scale
         side.window = max(side.window, window)
+
+    def _prove_disorder(
+        self, stream: Stream, side: Side, segment: Segment, index: int, frame: int
+    ) -> None:
+        """Record that a segment is listed behind later ones of its stream."""
+        self.proofs += 1
+        kind = Doubt.OUT_OF_ORDER
+        now = self._now
+        stream.prove(Proof(kind, index, frame, side.number, segment.seq, 0, now))
+        if stream.latest - now > _DISORDER_S:
+            stream.latest = now
 
     def _reset(self, side: Side, peer: Side, segment: Segment, index: int, frame: int) -> None:
         if peer.pending is not None:
@@ -222,6 +241,10 @@ class Streams:
         if segment.flags & (SYN | ACK) == SYN and side.known and segment.seq != side.start:
             # A new connection has an entry of its own.
             stream.entry = earlier
+            if 0 < stream.latest - self._now <= _DISORDER_S:
+                kind = Doubt.OUT_OF_ORDER
+                index = stream.frames + 1
+                stream.overtaken = Proof(kind, index, frame, side.number, segment.seq, 0, self._now)
             stream = self._begin(key, segment, frame)
             side = stream.one
             if entry is not None:
@@ -485,7 +508,7 @@ class Streams:
         if ahead != 0 and ahead < HALF:
             reach = self._reach(peer, side)
             near = ahead <= reach
-            beyond = Beyond(highest, peer.end, index, frame, near, highest != ack)
+            beyond = Beyond(highest, peer.end, index, frame, near, highest != ack, self._now)
             self.beyond = beyond
             pending = peer.awaits()
             for jump in pending.jumps:
@@ -503,7 +526,7 @@ class Streams:
                 self._acknowledge_gaps(stream, peer, waiting, ack)
                 _settle(waiting.watched, ack)
         if waiting is not None and waiting.beyond and self.beyond is None:
-            _refute(waiting, ack)
+            _refute(waiting, ack, self._now)
 
     def _acknowledge_gaps(self, stream: Stream, peer: Side, pending: Pending, ack: Seq) -> None:
         """Gaps below `ack` were received: only the file lacks the frames."""
@@ -557,11 +580,11 @@ def _await_bytes(waiting: list[Beyond], beyond: Beyond, reach: int) -> None:
     waiting.append(beyond)
 
 
-def _refute(pending: Pending, ack: Seq) -> None:
-    """Drop acknowledgements that their sender took back."""
+def _refute(pending: Pending, ack: Seq, now: float) -> None:
+    """Drop acknowledgements that their sender took back at `now`, later than it sent them."""
     rest: list[Beyond] = []
     for beyond in pending.beyond:
-        if not beyond.selective and before(ack, beyond.ack):
+        if not beyond.selective and before(ack, beyond.ack) and beyond.now <= now:
             beyond.refuted = True
             pending.refuted.append(beyond)
         else:

@@ -21,7 +21,7 @@ from nfq_guard.replay.stream import Doubt
 from nfq_guard.wire.packet import RST, SYN, Packet, Segment
 from tests.support import captures
 from tests.support.conversation import RAW, Conversation
-from tests.support.healthy import download, renumbered, swapped, traffic, without
+from tests.support.healthy import displaced, download, renumbered, swapped, traffic, without
 from tests.support.healthy_others import MAKERS, others
 
 
@@ -100,6 +100,50 @@ def test_swapped_neighbours(share: float, keeps_times: bool) -> None:
     ]
     assert found
     assert facts(found) == []
+
+
+@pytest.mark.parametrize("most", [2, 6, 40])
+def test_frames_ahead_of_their_places(most: int) -> None:
+    """Times show the disorder, however many frames of the stream are between."""
+    found = [
+        outcome
+        for seed in range(6)
+        for outcome in invalid(displaced(traffic(seed, 4), 0.05, most, seed))
+    ]
+    assert found
+    assert facts(found) == []
+
+
+def test_last_acknowledgement_ahead_of_both_ends() -> None:
+    """The older frame behind it does not take back what it acknowledges."""
+    talk = conversation()
+    talk.client("FA", 19, 1001)
+    talk.server("FA", 1001, 20)
+    talk.client("A", 20, 1002)
+    talk.frames.insert(-2, talk.frames.pop())
+    (found,) = invalid(renumbered(talk.frames))
+    assert found.doubted is not None
+    assert found.doubted.kind is Doubt.OUT_OF_ORDER
+    for place, frame in enumerate(talk.frames):
+        frame.time_ns = 1_700_000_000_000_000_000 + place
+    assert len(facts(invalid(renumbered(talk.frames)))) == 1, "a receiver took back what it had"
+
+
+@pytest.mark.parametrize("wait", [0.0, 20.0])
+def test_frame_of_the_next_connection_ahead_of_its_syn(wait: float) -> None:
+    """It is far outside the connection before it, which ended on the same ports."""
+    talk = conversation()
+    talk.client("FA", 19, 1001)
+    talk.server("FA", 1001, 20)
+    talk.client("A", 20, 1002)
+    talk.isns = (50_000_000, 90_000_000)
+    talk.open()
+    talk.frames.insert(-2, talk.frames.pop())
+    talk.frames[-3].time_ns += int(wait * 1e9)
+    found = invalid(renumbered(talk.frames))
+    assert [one.finding and one.finding.reason for one in found] == [Reason.SEQ_OVER]
+    kinds = [one.doubted and one.doubted.kind for one in found]
+    assert kinds == ([None] if wait else [Doubt.OUT_OF_ORDER]), "a clock that was set"
 
 
 def test_filtered_to_opening_and_end() -> None:

@@ -153,3 +153,13 @@ def swapped(frames: Sequence[Frame], share: float, seed: int, *, keeps_times: bo
         for frame, original in zip(mixed, frames, strict=True):
             frame.time_ns = original.time_ns
     return mixed
+
+
+def displaced(frames: Sequence[Frame], share: float, most: int, seed: int) -> list[Frame]:
+    """The capture with a share of its frames up to `most` places ahead; each keeps its time."""
+    rng = random.Random(seed)  # noqa: S311 - reproducible, no secret
+    order = list(frames)
+    for place in range(len(order)):
+        if rng.random() < share:
+            order.insert(max(0, place - rng.randrange(1, most + 1)), order.pop(place))
+    return renumbered(order)
