@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from typing import Final, final
 
 from nfq_guard.conntrack.sysctls import TCP_TIMEOUTS_S
-from nfq_guard.finding import Finding, Reason
+from nfq_guard.finding import BOUNDS, Finding, Reason
 from nfq_guard.flow import TcpState
 from nfq_guard.replay.stream import Beyond, Doubt, Jump, Proof, Stream, Watched
 from nfq_guard.replay.streams import REORDER_FRAMES, Streams
 from nfq_guard.seqno import distance
-from nfq_guard.wire.packet import Segment
+from nfq_guard.wire.packet import FIN, Segment
 
 # Proven by the packet alone, whatever the file lacks.
 _BY_ITSELF = frozenset(
     {Reason.BAD_FLAGS, Reason.BAD_CHECKSUM, Reason.MALFORMED, Reason.UNSUPPORTED}
 )
-
 # Segments of one end, none of which is answered by a segment in the file.
 _ALONE_FROM: Final = 3
 _CLOSE_S: Final = TCP_TIMEOUTS_S[TcpState.CLOSE]
@@ -47,6 +46,7 @@ class Place:
         unseen: Whether the beginning of its stream is not in the file, and a host that saw it may
             have an entry.
         reordered: Whether frames of its receiver just before it are out of order.
+        closing: Whether it has the flag FIN.
         ended: Whether an RST just before it ended its entry, for want of an answer.
     """
 
@@ -62,6 +62,7 @@ class Place:
     untracked: bool
     unseen: bool
     reordered: bool
+    closing: bool
     ended: bool
 
 
@@ -98,6 +99,7 @@ def place_of(streams: Streams, segment: Segment, now: float) -> Place | None:
         not stream.tracked,
         _is_unseen(streams, stream, now),
         _is_reordered(streams, stream),
+        segment.flags & FIN != 0,
         now - stream.killed_at < _CLOSE_S and streams.index - stream.killed_index <= REORDER_FRAMES,
     )
 
@@ -156,17 +158,13 @@ def doubt_of(
     overtaken = place.stream.overtaken
     if overtaken is not None and overtaken.now < place.now:
         return Doubted(kind=overtaken.kind, proof=overtaken)
-    jump = place.jump
-    if jump is not None and not jump.confirmed:
-        return None
-    beyond = place.beyond
-    if beyond is not None and (
-        beyond.refuted or not (beyond.near or beyond.genuine or beyond.forgotten)
-    ):
-        return None
+    if _is_stray(place):
+        filtered = _is_end_after_filter(finding, place)
+        return Doubted(kind=Doubt.UNSEEN_HANDSHAKE) if filtered else None
     proof = _proof_near(place)
     if proof is not None:
         return Doubted(kind=proof.kind, proof=proof)
+    beyond = place.beyond
     if beyond is not None and finding.reason is Reason.ACK_OVER:
         # The stream ends here, or its sender fell silent: nothing disproves the number.
         sender = 1 - place.sender
@@ -183,6 +181,22 @@ def doubt_of(
     return None
 
 
+def _is_end_after_filter(finding: Finding, place: Place) -> bool:
+    """Whether any number of bytes may be missing before the end of a stream."""
+    return place.closing and place.stream.is_filtered and finding.reason in BOUNDS
+
+
+def _is_stray(place: Place) -> bool:
+    """Whether a segment is far outside its stream, and nothing shows that it belongs there."""
+    jump = place.jump
+    if jump is not None and not jump.confirmed:
+        return True
+    beyond = place.beyond
+    return beyond is not None and (
+        beyond.refuted or not (beyond.near or beyond.genuine or beyond.forgotten)
+    )
+
+
 def _kind_without_proof(finding: Finding, place: Place, *, orphan: bool) -> Doubt | None:
     """What may explain a finding although no frame proves it."""
     reason = finding.reason
@@ -197,6 +211,8 @@ def _kind_without_proof(finding: Finding, place: Place, *, orphan: bool) -> Doub
         return Doubt.UNSEEN_DATA
     if reason is Reason.SEQ_OVER and _may_have_room(place):
         return Doubt.UNSEEN_WINDOW
+    if _is_end_after_filter(finding, place):
+        return Doubt.UNSEEN_HANDSHAKE
     strayed = place.stream.strayed
     if orphan and place.untracked and not (strayed or _goes_on_alone(place)):
         return Doubt.UNSEEN_REQUEST

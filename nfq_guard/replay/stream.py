@@ -257,6 +257,7 @@ class Stream(Companion):
         original: Direction of its first frame.
         first_frame: Number of its first frame.
         frames: Number of its segments.
+        marked: Number of these with SYN, FIN or RST.
         alive: Position of the last segment other than an RST.
         latest: The latest time of its segments, seconds since the first frame.
         one: The end that sent the first frame.
@@ -288,6 +289,7 @@ class Stream(Companion):
         self.original = original
         self.first_frame = first_frame
         self.frames = 0
+        self.marked = 0
         self.alive = 0
         self.latest = _NEVER
         self.one = Side(0)
@@ -315,6 +317,14 @@ class Stream(Companion):
     def began_before(self) -> bool:
         """Whether the file has no SYN of either end."""
         return not (self.one.opened or self.other.opened)
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether the file has its handshake without the acknowledgement that ends it.
+
+        All of its segments have SYN, FIN or RST, the flags by which many captures are filtered.
+        """
+        return self.one.opened and self.other.opened and self.marked == self.frames
 
     @property
     def one_way(self) -> bool:

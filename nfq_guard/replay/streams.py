@@ -174,6 +174,8 @@ class Streams:
             self._prove_disorder(stream, side, segment, index, frame)
         else:
             stream.latest = now
+        if flags & (SYN | FIN | RST):
+            stream.marked += 1
         if flags & RST:
             self._reset(side, peer, segment, index, frame)
             return

@@ -158,6 +158,29 @@ def test_filtered_to_opening_and_end() -> None:
     assert facts(found) == []
 
 
+@pytest.mark.parametrize("total", [100_000, 320_000, 50_000_000])
+@pytest.mark.parametrize("ends", ["server", "server, reset", "client", "both"])
+def test_large_transfer_filtered_to_opening_and_end(ends: str, total: int) -> None:
+    """The end is any number of windows ahead. It is a fact once the handshake is whole."""
+    talk = Conversation()
+    talk.open()
+    sent = 1 + total
+    if ends == "client":
+        talk.client("FA", 501, sent)
+    else:
+        talk.server("FA", sent, 501)
+    if ends == "server, reset":
+        talk.client("R", 501)
+    elif ends == "both":
+        talk.client("FA", 501, sent + 1)
+    (whole,) = invalid(talk.frames[:4])
+    assert (whole.doubted is None) == (ends != "client" or total > 2 * 65160)
+    del talk.frames[2]
+    found = invalid(renumbered(talk.frames))
+    assert found
+    assert facts(found) == []
+
+
 def stray(talk: Conversation) -> None:
     """A segment on a kube-proxy node, far outside the window and answered with an RST."""
     talk.server("PA", 10_000_000, 19, length=31)
