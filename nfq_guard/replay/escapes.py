@@ -3,6 +3,7 @@
 
 A capture on the outer side of a translation shows the flow with its public address. A packet with
 the inner address that matches the exact state of such a flow belongs to it and escaped translation.
+Where the file has one direction of the flow alone, the packet is of the other one.
 """
 
 from typing import Final, final
@@ -62,7 +63,7 @@ class Escapes:
         """Whether a packet without a stream matches the exact state of one with another tuple."""
         _, dst, ports, _ = key
         stream = self._opened.get((dst, ports & 0xFFFF))
-        if stream is None:
+        if stream is None or not (stream.one.packets and stream.other.packets):
             return False
         # An RST without ACK carries the sequence number that its peer expects.
         number = segment.ack if segment.flags & ACK else segment.seq

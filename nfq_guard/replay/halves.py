@@ -35,11 +35,17 @@ class _Join:
 
 @final
 class Halves:
-    """The last SYNs of a capture, and the last segments of flows that are seen one way only."""
+    """The last SYNs of a capture, and the last segments of flows that are seen one way only.
+
+    Attributes:
+        likely: The direction that the last segment given to `half_of` answers by both of its
+            numbers; None if there is none.
+    """
 
     def __init__(self, most: int = _MOST) -> None:
         """Remember `most` SYNs, and as many segments."""
         self._most = most
+        self.likely: Key | None = None
         # By the numbers that answer the segment: sequence and acknowledgement number. None if
         # segments of two directions await the same answer.
         self._awaiting: OrderedDict[int, Key | None] = OrderedDict()
@@ -116,6 +122,7 @@ class Halves:
             key: Its direction.
         """
         seq, ack = segment.seq, segment.ack
+        self.likely = None
         if seq <= _LEAST_NUMBER or ack <= _LEAST_NUMBER:
             return None
         self._remember(self._awaiting, ack << 32 | segment.end, key)
@@ -123,6 +130,7 @@ class Halves:
         other = self._awaiting.get(numbers)
         if other is None or other == key:
             return None
+        self.likely = other
         if self._likely.setdefault((other, key), numbers) != numbers:
             return other
         if len(self._likely) > self._most:

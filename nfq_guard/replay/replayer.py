@@ -346,6 +346,8 @@ class Replayer:
             return
         self._awaits_half = True
         other = self._halves.half_of(segment, key)
+        if self._halves.likely is not None and streams.is_half(self._halves.likely):
+            streams.lack_answer(key, self._halves.likely, frame)
         table = self.table
         if other is None or not streams.is_half(other) or not table.translate(key, reverse(other)):
             return

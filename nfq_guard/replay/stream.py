@@ -337,11 +337,8 @@ class Stream(Companion):
 
     def is_half(self, sender: int) -> bool:
         """Whether only `sender` is seen, and the other direction may have another tuple."""
-        return (
-            self.frames <= _MOST_OF_HALF
-            and self.began_before
-            and not (self.strayed or self.sides[1 - sender].packets)
-        )
+        alone = not (self.strayed or self.sides[1 - sender].packets)
+        return alone and self.frames <= _MOST_OF_HALF
 
     def count_invalid(self, reason: Reason) -> None:
         """Count an INVALID packet that is not in doubt."""

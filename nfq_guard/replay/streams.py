@@ -300,6 +300,22 @@ class Streams:
             kind = Doubt.UNSEEN_HANDSHAKE
             self._prove(stream, side, kind, max(1, stream.frames), frame, segment.seq, 0)
 
+    def lack_answer(self, half: Key, other: Key, frame: int) -> None:
+        """Record that one direction answers another, although each was seen alone so far.
+
+        If the file has the SYN of one of them, it lacks the handshake that would have joined them.
+
+        Args:
+            half: A direction.
+            other: The other one.
+            frame: The frame that shows it.
+        """
+        halves = [stream for key in (half, other) if (stream := self._known(key)) is not None]
+        if any(not stream.began_before for stream in halves):
+            for stream in halves:
+                side = stream.other
+                self._prove(stream, side, Doubt.UNSEEN_HANDSHAKE, 1, frame, side.start, 0)
+
     def one_way(self) -> int:
         """Number of streams of which only one direction was seen."""
         return self._gone_one_way + sum(stream.one_way for stream in self._streams.values())

@@ -264,6 +264,53 @@ def test_both_halves_from_the_middle_of_a_flow(kind: str, family: int, side: int
     assert stream.one.packets + stream.other.packets >= len(frames) - 2
 
 
+def short_talk() -> Conversation:
+    """One request and one answer, in which few segments have new numbers."""
+    talk = Conversation(**ISNS)
+    talk.open()
+    talk.client("PA", 1, 1, length=90)
+    talk.server("A", 1, 91)
+    talk.server("PA", 1, 91, length=400)
+    talk.client("A", 91, 401)
+    talk.client("RA", 91, 401)
+    return talk
+
+
+@pytest.mark.parametrize("side", [INCOMING, OUTGOING])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("talk", [talk_of(), short_talk()], ids=["long", "short"])
+def test_any_one_frame_that_a_capture_of_one_side_lost(
+    talk: Conversation, kind: str, side: int
+) -> None:
+    """Without the SYN or its answer nothing joins the halves until their numbers do."""
+    frames = one_sided(routed(talk, KINDS[kind]), side)
+    for place in range(len(frames)):
+        _, found = replayed(frames[:place] + frames[place + 1 :])
+        assert found or place > 1
+        assert [one for one in found if one.doubted is None] == [], place
+
+
+@pytest.mark.parametrize("kind", ["dnat", "dnat of both"])
+def test_one_half_of_a_translated_flow(kind: str) -> None:
+    """A host that sees one end alone calls its segments INVALID: no frame is missing."""
+    frames = one_sided(routed(talk_of(), KINDS[kind]), INCOMING)
+    client = frames[0].octets[16:][12:16]
+    _, found = replayed([one for one in frames if one.octets[28:32] == client])
+    assert found
+    assert [one for one in found if one.doubted is not None] == []
+
+
+def test_half_of_an_entry_that_ended() -> None:
+    """An RST ended the half of a client whose SYN+ACK is missing; the other half goes on."""
+    talk = talk_of()
+    frames = one_sided(routed(talk, KINDS["dnat of both"]), INCOMING)
+    talk.client("R", 1)
+    reset = one_sided(routed(talk, KINDS["dnat of both"]), INCOMING)[-1]
+    for place in range(4, len(frames)):
+        _, found = replayed([frames[0], *frames[2:place], reset, *frames[place:]])
+        assert [one for one in found if one.doubted is None] == [], place
+
+
 @pytest.mark.parametrize("bulk", [False, True])
 def test_halves_of_flows_that_are_mixed(bulk: bool) -> None:
     """Each half is joined with its own, also if only one end sends."""
