@@ -4,6 +4,9 @@
 An end uses one verification tag from its handshake on. If conntrack calls a packet INVALID because
 of its tag, the handshake that the tag is of may be missing in the file or out of order. That is
 disproved if its sender goes on with the tag that conntrack knew.
+
+Where an end uses a tag that another association announced, both are one that is translated, and the
+file has each direction with another tuple.
 """
 
 from typing import Final, final
@@ -17,6 +20,8 @@ from nfq_guard.wire.sctp import COOKIE_ACK, DATA, INIT, INIT_ACK, SACK, SHUTDOWN
 
 # Chunks of an established association, whose packet has the tag of its direction.
 _ORDINARY: Final = frozenset({DATA, SACK, SHUTDOWN, COOKIE_ACK})
+# Chunks that announce the tag of the packets that answer.
+_ANNOUNCING: Final = frozenset({INIT, INIT_ACK})
 # A host that never sees one end lacks more than one packet of it.
 _ONE_WAY_FROM: Final = 3
 # Tags of one direction whose use is remembered; the one that was first used is forgotten.
@@ -31,6 +36,7 @@ class Association:
         opened: Whether the INIT that created its conntrack entry is in the file.
         packets: Number of its packets.
         both_ways: Whether both ends sent packets.
+        half: Whether its other direction has another tuple.
     """
 
     def __init__(self, src: bytes) -> None:
@@ -38,6 +44,7 @@ class Association:
         self.opened = False
         self.packets = 0
         self.both_ways = False
+        self.half = False
         self._first = src
         # By direction, the tags that conntrack knows, and those before them.
         self._tags = (0, 0)
@@ -130,9 +137,9 @@ class Claim:
     @property
     def stands(self) -> bool:
         """Whether no missing or late handshake explains the finding."""
-        if not self.opened:
-            return False
         association = self.association
+        if not self.opened or association.half:
+            return False
         return (
             self._proven
             or association.one_way
@@ -147,6 +154,8 @@ class Associations:
     def __init__(self, capacity: int) -> None:
         """Hold at most `capacity` associations."""
         self._known: dict[flow.FlowKey, Association] = {}
+        # By the tags that one of its ends announced.
+        self._announced: dict[int, Association] = {}
         self._capacity = capacity
 
     def take(
@@ -172,8 +181,15 @@ class Associations:
         if association is None:
             if len(known) >= self._capacity:
                 known.clear()
+                self._announced.clear()
             association = known[key] = Association(packet.src)
         association.take(packet, sctp, code, state, direction)
+        for chunk in sctp.chunks:
+            if chunk.type in _ANNOUNCING:
+                self._announced.setdefault(chunk.initiate_tag, association)
+        other = self._announced.get(sctp.tag, association)
+        if other is not association and not (other.both_ways or association.both_ways):
+            other.half = association.half = True
 
     def of(self, packet: Packet) -> Association:
         """The association of the packet that was taken last."""

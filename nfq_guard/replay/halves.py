@@ -6,6 +6,8 @@ before translation and the other after it. Only the sequence numbers connect the
 acknowledges the number of its SYN. In a flow that began before the capture, a segment begins at the
 number that the one before it acknowledged, and acknowledges its end.
 
+An ICMP request and its reply have the same sequence number and data.
+
 A packet with a damaged address looks like a translated one. The next segments tell: the ends of a
 translated flow go on with its two tuples, those of any other flow with the tuple of one of them.
 """
@@ -14,12 +16,15 @@ from collections import OrderedDict
 from typing import Final, final
 
 from nfq_guard.conntrack.entry import Key, reverse
+from nfq_guard.flow import icmp_counterpart
 from nfq_guard.seqno import add
-from nfq_guard.wire.packet import ACK, FIN, RST, SYN, Segment
+from nfq_guard.wire.packet import ACK, FIN, RST, SYN, IcmpMessage, Packet, Segment
 
 _MOST: Final = 65_536
 # Small sequence numbers are not random, and other connections may have the same.
 _LEAST_NUMBER: Final = 0xFFFF
+# Octets of the data of an ICMP request that are compared.
+_DATA: Final = 24
 
 
 @final
@@ -142,3 +147,55 @@ class Halves:
         sought[numbers] = key if sought.get(numbers, key) == key else None
         if len(sought) > self._most:
             sought.popitem(last=False)
+
+
+@final
+class Requests:
+    """The last ICMP requests that no reply to their own tuple has answered."""
+
+    def __init__(self, timeout_s: float, most: int = _MOST) -> None:
+        """Remember `most` requests; conntrack awaits a reply for `timeout_s`."""
+        self._timeout_s = timeout_s
+        self._most = most
+        # By type of the reply, sequence number and data: the addresses and the time.
+        self._sent: OrderedDict[bytes, tuple[bytes, bytes, float]] = OrderedDict()
+
+    def take(
+        self,
+        packet: Packet,
+        message: IcmpMessage,
+        octets: bytes,
+        now: float,
+        *,
+        tracked: bool,
+    ) -> bool:
+        """Take a message into account.
+
+        Args:
+            packet: The packet.
+            message: Its ICMP message.
+            octets: The octets of the packet, IP header first.
+            now: Seconds on any clock.
+            tracked: Whether it has an entry.
+
+        Returns:
+            Whether it is a reply without an entry to a request from or to one of its addresses.
+        """
+        reply = icmp_counterpart(packet.proto, message.type)
+        if message.is_error or reply is None:
+            return False
+        start = packet.l4_offset + 6
+        content = octets[start : start + 2 + _DATA]
+        name = bytes([packet.proto, message.type]) + content
+        sent = self._sent.get(name)
+        if sent is None:
+            if tracked:
+                self._sent[bytes([packet.proto, reply]) + content] = packet.src, packet.dst, now
+                if len(self._sent) > self._most:
+                    self._sent.popitem(last=False)
+            return False
+        if tracked:
+            del self._sent[name]
+            return False
+        src, dst, since = sent
+        return (src == packet.dst or dst == packet.src) and now - since < self._timeout_s

@@ -38,6 +38,7 @@ class Outcome:
         place: The segment's place in its stream, while the outcome is held.
         claim: Its place in its SCTP association, while the outcome is held.
         orphan: Whether one packet that is missing in the file would explain that it has no entry.
+        translated: Whether it answers an ICMP request that has another tuple in the file.
         suspect: Its checksum, while it is undecided whether the packet was damaged.
         if_broken: The outcome if the packet was damaged, while that is undecided.
     """
@@ -58,6 +59,7 @@ class Outcome:
     place: Place | None
     claim: Claim | None
     orphan: bool
+    translated: bool
     suspect: Suspect | None
     if_broken: "Outcome | None"
 
@@ -91,5 +93,6 @@ class Outcome:
         self.place = None
         self.claim = None
         self.orphan = False
+        self.translated = False
         self.suspect = None
         self.if_broken = None

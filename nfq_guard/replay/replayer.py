@@ -43,7 +43,7 @@ from nfq_guard.replay.associations import Associations
 from nfq_guard.replay.checksums import ChecksumJudge, Opening
 from nfq_guard.replay.copies import DEPARTED, FIRST, TRANSLATED, Copies, link_place
 from nfq_guard.replay.doubt import doubt_of, place_of
-from nfq_guard.replay.halves import Halves
+from nfq_guard.replay.halves import Halves, Requests
 from nfq_guard.replay.outcome import Outcome
 from nfq_guard.replay.packets import COPIED, DROPPED_BEFORE, PacketReader
 from nfq_guard.replay.settings import ReplaySettings
@@ -138,6 +138,9 @@ class Replayer:
         self._openings: deque[Opening] = deque()
         self.table = FlowTable(settings.kernel, settings.sysctls, settings.capacity)
         self._halves = Halves()
+        self._requests = Requests(settings.sysctls.icmp_timeout_s)
+        # Whether the last packet answers an ICMP request that has another tuple in the file.
+        self._answers_half = False
         self._shortcut = Shortcut(self.table, self.reader.checksums)
         self._engine = Engine(
             policy=_Undecided() if policy is None else policy,
@@ -309,6 +312,10 @@ class Replayer:
                 entry = table.entry
                 state = None if entry is None else entry.association
                 self._associations.take(packet, l4, code, state, table.direction)
+            elif isinstance(l4, IcmpMessage):
+                self._answers_half = self._requests.take(
+                    packet, l4, reader.octets, reader.now, tracked=code != CT_INVALID
+                )
         return code
 
     def _follow_segment(self, packet: Packet, segment: Segment, key: Key, frame: int) -> None:
@@ -516,6 +523,7 @@ class Replayer:
             return
         message = packet.l4
         if isinstance(message, IcmpMessage):
+            outcome.translated = self._answers_half
             # An error that quotes no packet has no flow, nor has a message that answers none.
             outcome.orphan = (
                 message.quoted is not None
@@ -527,6 +535,7 @@ class Replayer:
         if (
             outcome.orphan
             and table.reason is not Reason.ICMP_UNRELATED
+            and not outcome.translated
             and (outcome.place is None or outcome.place.index == 1)
         ):
             self._orphans += 1
@@ -570,7 +579,7 @@ class Replayer:
                 finding,
                 place,
                 began=outcome.claim is None or outcome.claim.stands,
-                orphan=outcome.orphan and self._may_lack_one(finding),
+                orphan=outcome.translated or (outcome.orphan and self._may_lack_one(finding)),
                 incomplete=self.streams.proofs > 0,
                 drops=self.drops > 0,
             )

@@ -23,6 +23,7 @@ from tests.support.packets import A4, A6, B4, B6, error, icmp, ip, udp
 from tests.support.sctp import chunk, init, sctp
 
 _RAW = 101
+_PUBLIC = bytes((198, 51, 100, 1))
 
 
 def replayed(
@@ -38,12 +39,13 @@ def replayed(
     return [*replayer.replay(frames), *replayer.finish()]
 
 
-def association() -> list[bytes]:
+def association(public: bytes = A4) -> list[bytes]:
+    """A handshake; its answers have the address `public` of the end that opened it."""
     return [
         sctp(A4, B4, 5000, 2905, 0, init(1, 7)),
-        sctp(B4, A4, 2905, 5000, 7, init(2, 9)),
+        sctp(B4, public, 2905, 5000, 7, init(2, 9)),
         sctp(A4, B4, 5000, 2905, 9, chunk(10, b"cookie")),
-        sctp(B4, A4, 2905, 5000, 7, chunk(11)),
+        sctp(B4, public, 2905, 5000, 7, chunk(11)),
     ]
 
 
@@ -259,6 +261,34 @@ def test_an_answer_whose_request_is_missing() -> None:
     assert not any(stands for _, _, stands in found_in(*some))
     answers = [answer for _, answer in pings]
     assert found_in(*answers) == [(place, Reason.NO_ENTRY, True) for place in range(40)]
+
+
+@pytest.mark.parametrize("hidden", ["source", "destination"])
+def test_answers_to_requests_with_another_tuple(hidden: str) -> None:
+    """Arriving packets of a host that translates; a reply to no request stays a fact."""
+    packets: list[bytes] = []
+    for number in range(12):
+        rest = bytes((0, 7, 0, number)) + b"ping"
+        source = hidden == "source"
+        packets.append(icmp(A4, B4 if source else _PUBLIC, 8, rest))
+        packets.append(icmp(B4, _PUBLIC if source else A4, 0, rest))
+    found = found_in(*packets)
+    assert [place for place, _, _ in found] == list(range(1, 24, 2))
+    assert not any(stands for _, _, stands in found)
+    strange = [icmp(B4, _PUBLIC, 0, bytes((0, 7, 1, number)) + b"ping") for number in range(12)]
+    assert [stands for _, _, stands in found_in(*packets, *strange)] == [False] * 12 + [True] * 12
+    late = [packets[0], *[udp(A4, B4, 1, 2)] * 40, packets[1]]
+    (_, _, stands) = found_in(*late, *strange)[0]
+    assert stands, "the entry of the request has expired"
+
+
+@pytest.mark.parametrize("missing", [0, 1, 5])
+def test_an_association_with_two_tuples(missing: int) -> None:
+    """Arriving packets of a host that translates its client."""
+    packets = [*association(_PUBLIC), data(9), data(9)]
+    found = found_in(*packets[:missing], *packets[missing + 1 :])
+    assert len(found) > 2
+    assert not any(stands for _, _, stands in found)
 
 
 def test_an_answer_that_came_too_late() -> None:
