@@ -266,6 +266,7 @@ class Stream(Companion):
         reversed: 1 if the original direction of the conntrack entry is that of the second end, else
             0.
         tracked: Whether conntrack had an entry for it so far.
+        inherits: Whether it began in an entry of a connection that began before the capture.
         strayed: Whether it began with a packet of another stream that escaped translation, or with
             the RST that answers such a packet.
         listed: Whether it is one of `Listing.streams`.
@@ -297,6 +298,7 @@ class Stream(Companion):
         self.proofs: tuple[Proof, ...] = ()
         self.reversed = 0
         self.tracked = False
+        self.inherits = False
         self.strayed = False
         self.listed = False
         self.entry: Entry | None = None

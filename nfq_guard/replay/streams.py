@@ -247,8 +247,13 @@ class Streams:
                 kind = Doubt.OUT_OF_ORDER
                 index = stream.frames + 1
                 stream.overtaken = Proof(kind, index, frame, side.number, segment.seq, 0, self._now)
+            picked_up = stream is known and (stream.began_before or stream.inherits)
             stream = self._begin(key, segment, frame)
             side = stream.one
+            if picked_up:
+                # Of the direction and state of the entry the file does not tell.
+                stream.inherits = True
+                self._prove(stream, side, Doubt.UNSEEN_HANDSHAKE, 1, frame, segment.seq, 0)
             if entry is not None:
                 entry.stream = stream
                 stream.reversed = direction

@@ -694,3 +694,30 @@ def test_end_of_one_direction_that_began_before_the_capture() -> None:
     talk.server("FA", 51, 1, wait=400.0)
     assert len(invalid(talk.frames)) == 1
     assert facts(invalid(talk.frames)) == []
+
+
+def test_connections_on_the_ports_of_one_that_began_before_the_capture() -> None:
+    """The file begins with the server, whose direction the entry seems to have."""
+    talk = conversation()
+    talk.server("FA", 1001, 19)
+    talk.client("FA", 19, 1002)
+    talk.server("A", 1002, 20)
+    del talk.frames[:-3]
+    for number in (1, 2):
+        talk.isns = (20_000_000 * number, 50_000_000 * number)
+        talk.open()
+        talk.client("PA", 1, 1, length=100)
+        talk.server("A", 1, 101)
+    found = invalid(renumbered(talk.frames))
+    reasons = [one.finding and one.finding.reason for one in found]
+    assert reasons.count(Reason.BAD_TRANSITION) == 4
+    assert facts(found) == []
+
+
+def test_syn_in_an_entry_whose_beginning_is_in_the_capture() -> None:
+    """A SYN against the direction of a live connection."""
+    talk = conversation()
+    talk.server("S", 70_000_000)
+    (found,) = invalid(talk.frames)
+    assert found.finding is not None
+    assert (found.finding.reason, found.doubted) == (Reason.BAD_TRANSITION, None)
