@@ -206,8 +206,8 @@ def _kind_without_proof(finding: Finding, place: Place, *, orphan: bool) -> Doub
     if reason is Reason.NO_ENTRY and place.ended:
         # An RST ends an entry whose answer, which the RST answers, is listed behind it.
         return Doubt.OUT_OF_ORDER
-    if place.ahead and place.stream.alive < place.index:
-        # The stream has no later segment that would show it to be forged.
+    if place.ahead and place.stream.sides[place.sender].alive < place.index:
+        # No later segment of its sender shows it to be forged. Its peer's may have been in flight.
         return Doubt.UNSEEN_DATA
     if reason is Reason.SEQ_OVER and _may_have_room(place):
         return Doubt.UNSEEN_WINDOW

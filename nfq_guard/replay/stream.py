@@ -209,6 +209,7 @@ class Side:
     Attributes:
         number: 0 for the end that sent the first frame, else 1.
         packets: Number of segments that it sent.
+        alive: Position of the last of them other than an RST.
         known: Whether it sent anything other than an RST.
         opened: Whether its SYN is in the file.
         start: Its first sequence number in the file.
@@ -226,6 +227,7 @@ class Side:
         """Start without any segment."""
         self.number = number
         self.packets = 0
+        self.alive = 0
         self.known = False
         self.opened = False
         self.start: Seq = Seq(0)
@@ -258,7 +260,6 @@ class Stream(Companion):
         first_frame: Number of its first frame.
         frames: Number of its segments.
         marked: Number of these with SYN, FIN or RST.
-        alive: Position of the last segment other than an RST.
         latest: The latest time of its segments, seconds since the first frame.
         one: The end that sent the first frame.
         other: The other end.
@@ -291,7 +292,6 @@ class Stream(Companion):
         self.first_frame = first_frame
         self.frames = 0
         self.marked = 0
-        self.alive = 0
         self.latest = _NEVER
         self.one = Side(0)
         self.other = Side(1)

@@ -179,7 +179,7 @@ class Streams:
         if flags & RST:
             self._reset(side, peer, segment, index, frame)
             return
-        stream.alive = index
+        side.alive = index
         if not side.known:
             self._first(stream, side, peer, segment, index, frame)
             if cut and side.opened:

@@ -721,3 +721,22 @@ def test_syn_in_an_entry_whose_beginning_is_in_the_capture() -> None:
     (found,) = invalid(talk.frames)
     assert found.finding is not None
     assert (found.finding.reason, found.doubted) == (Reason.BAD_TRANSITION, None)
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_reset_before_segments_in_flight(goes_on: bool) -> None:
+    """The request is missing: the RST is ahead of it. A later segment would show it as forged."""
+    talk = Conversation()
+    talk.open()
+    talk.server("A", 1, 6)
+    talk.server("PA", 1, 6, length=5000)
+    talk.client("RA", 6, 5001, win=0)
+    talk.server("FA", 5001, 6)
+    if goes_on:
+        talk = conversation()
+        talk.client("RA", 50_000, 40_000)
+        talk.server("PA", 1001, 19, length=10)
+        talk.client("A", 19, 1011)
+    found = invalid(talk.frames)
+    assert len(found) == (1 if goes_on else 4)
+    assert len(facts(found)) == goes_on
