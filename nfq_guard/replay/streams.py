@@ -381,8 +381,9 @@ class Streams:
             self._prove(stream, side, kind, asked, side.asked_frame, seq, 0)
         elif peer.opened and not side.opened and segment.flags & ACK:
             ack = segment.ack
-            if after(ack, peer.start) and not after(ack, peer.end):
-                # It answers a SYN, but its own SYN is not in the file.
+            room = 2 * (segment.window << self._assumed)
+            if after(ack, peer.start) and distance(ack, peer.end) <= room:
+                # It answers a SYN or what followed it, but its own SYN is not in the file.
                 self._prove(stream, side, Doubt.UNSEEN_HANDSHAKE, index, frame, seq, 0)
 
     def _continue(

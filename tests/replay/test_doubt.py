@@ -740,3 +740,31 @@ def test_reset_before_segments_in_flight(goes_on: bool) -> None:
     found = invalid(talk.frames)
     assert len(found) == (1 if goes_on else 4)
     assert len(facts(found)) == goes_on
+
+
+@pytest.mark.parametrize("asked", [0, 5, 60_000])
+@pytest.mark.parametrize("ends", ["here", "reset", "end"])
+def test_hole_from_the_syn_to_the_end_of_the_other_side(asked: int, ends: str) -> None:
+    talk = Conversation()
+    talk.client("S", 0, win=64240)
+    talk.server("FA", 1, 1 + asked)
+    if ends == "reset":
+        talk.client("RA", 1 + asked, 2, win=0)
+    elif ends == "end":
+        talk.client("FA", 1 + asked, 2)
+        talk.server("A", 2, 2 + asked)
+    found = invalid(talk.frames)
+    assert Reason.BAD_TRANSITION in [one.finding and one.finding.reason for one in found]
+    assert facts(found) == []
+
+
+@pytest.mark.parametrize("ack", [-70_000, 0, 5_000_000])
+def test_end_of_the_connection_before_in_answer_to_a_syn(ack: int) -> None:
+    """It acknowledges the SYN neither, nor what may have followed it."""
+    talk = Conversation()
+    talk.client("S", 0, win=64240)
+    talk.server("FA", 80_000_000, ack)
+    talk.client("R", ack)
+    assert [one.finding and one.finding.reason for one in facts(invalid(talk.frames))] == [
+        Reason.BAD_TRANSITION
+    ]
