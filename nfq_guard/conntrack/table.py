@@ -296,6 +296,10 @@ class FlowTable:
         same = self._live(leaving)
         if opposite is not None and opposite is not entry and opposite.original == reverse(leaving):
             # These are replies: the original packets leave as the reverse of `arriving`.
+            if entry and entry.original == reverse(arriving) and _is_translated(opposite):
+                # The opener has its ports again, with another translation.
+                self._forget(opposite)
+                return self._join(entry, None, opposite.original, arriving)
             return self._join(opposite, entry, opposite.original, arriving)
         if same is not None and same is not entry and same.original == leaving:
             return self._join(same, entry, arriving, same.reply)

@@ -238,18 +238,26 @@ class Copies:
         self.copies += 1
         if self._is_known(key, seen.key):
             return TRANSLATED  # the arrival, listed after the departure
-        departure = self._departures.get(key)
-        if departure is None:
+        if not self._is_known(seen.key, key):
             if len(self._departures) >= _MOST_TRANSLATED:
                 self._departures.clear()
-            departure = self._departures[key] = _Departure(seen.key)
+            self._expect_departure(seen.key, key)
             # Packets of the other direction are translated between the same tuples. Their place of
             # departure is not known yet.
-            self._departures.setdefault(reverse(seen.key), _Departure(reverse(key)))
+            self._expect_departure(reverse(key), reverse(seen.key))
+        departure = self._departures[key]
         if link not in departure.links and len(departure.links) < _MOST_LINKS:
             departure.links.append(link)
         departure.hop_limit = self._hop_limit
         return TRANSLATED
+
+    def _expect_departure(self, arriving: Key, leaving: Key) -> None:
+        """Record a translation; an earlier one to the same tuple was of a flow that has ended."""
+        departure = self._departures.get(leaving)
+        if departure is None:
+            self._departures[leaving] = _Departure(arriving)
+        else:
+            departure.arriving = arriving
 
     def _is_mirrored(self) -> bool:
         """Whether packets are commonly repeated in the same place.

@@ -39,7 +39,7 @@ from tests.support.conversation import Conversation
 from tests.support.flow import Flow
 from tests.support.trace import Ends, parse
 
-A, B, C = b"\x0a\0\0\1", b"\x0a\0\0\2", b"\x0a\0\0\3"
+A, B, C, D = b"\x0a\0\0\1", b"\x0a\0\0\2", b"\x0a\0\0\3", b"\x0a\0\0\4"
 A6, B6 = bytes(15) + b"\1", bytes(15) + b"\2"
 LINK_LOCAL = b"\xfe\x80" + bytes(13) + b"\1"
 L4 = Segment | Datagram | IcmpMessage | None
@@ -378,6 +378,21 @@ def test_translation_seen_at_a_reply() -> None:
     assert table.key == leaving
     assert table.entry is not None
     assert table.entry.snapshot(1, 0.0).nat is Nat.DNAT
+
+
+def test_another_translation_of_the_same_ports() -> None:
+    """The SYN was seen behind its translation alone, beside the entry of the flow before it."""
+    table = FlowTable(KERNEL_6_1, DEFAULT_SYSCTLS)
+    opening = key_of(A, B, 1, 2, PROTO_UDP)
+    for host, seen in ((C, B), (D, D)):
+        assert table.track(udp(A, seen, 1, 2), 0.0) == CT_NEW
+        assert table.translate(key_of(host, A, 2, 1, PROTO_UDP), reverse(opening))
+    assert (len(table), table.created) == (1, 2)
+    assert table.track(udp(A, B, 1, 2), 1.0) == CT_NEW
+    assert table.track(udp(D, A, 2, 1), 1.0) == CT_ESTABLISHED
+    entry = table.entry
+    assert entry is not None
+    assert (entry.original, entry.reply) == (opening, key_of(D, A, 2, 1, PROTO_UDP))
 
 
 def test_the_answer_to_a_syn_has_another_tuple() -> None:

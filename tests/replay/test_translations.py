@@ -152,9 +152,11 @@ def _behind(packet: IP | IPv6, how: Translation) -> tuple[str, int, str, int]:
     )
 
 
-def talk_of(family: int = 4) -> Conversation:
-    """An opening, requests and answers of some length, and an end."""
-    talk = Conversation(family=family, client_isn=ISNS["client_isn"], server_isn=ISNS["server_isn"])
+def talk_of(family: int = 4, later: int = 0) -> Conversation:
+    """An opening, requests and answers of some length, and an end; `later` on the same ports."""
+    client_isn, server_isn = (isn + later * 0x1000_0000 for isn in ISNS.values())
+    talk = Conversation(family=family, client_isn=client_isn, server_isn=server_isn)
+    talk.now += later * 2.0
     talk.open()
     sent = mine = 1
     for length in (400, 3000, 900, 1400, 50, 2000):
@@ -243,6 +245,25 @@ def test_refused_connection(kind: str) -> None:
     replayer, found = replayed(routed(talk, KINDS[kind]))
     assert found == []
     assert (replayer.table.created, replayer.copies.copies) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "again",
+    [Translation(destination=("10.0.0.7", 8080)), Translation(source=ROUTER_PORT)],
+    ids=["another pod", "another kind"],
+)
+def test_the_next_connection_of_an_end_with_another_translation(again: Translation) -> None:
+    """Nothing is left of the earlier translation, whichever frame the capture lost."""
+    first = routed(talk_of(), KINDS["dnat of both"])
+    second = routed(talk_of(later=1), again)
+    replayer, found = replayed(first + second)
+    assert found == []
+    assert (replayer.table.created, replayer.translations) == (2, 2)
+    for place in range(len(second)):
+        replayer, found = replayed(first + second[:place] + second[place + 1 :])
+        assert [one for one in found if one.doubted is None] == [], place
+        assert replayer.streams.escapes.found == []
+        assert replayer.table.created == 2, place
 
 
 def one_sided(frames: list[Frame], kind: int) -> list[Frame]:
