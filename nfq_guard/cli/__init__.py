@@ -52,7 +52,7 @@ COMMANDS: Final = {
 
 
 # The command that runs as a daemon and handles signals.
-_DAEMON: Final = "run"
+DAEMON: Final = "run"
 # Errors of the device that receives the output; any other OSError is a bug.
 _OUTPUT_ERRORS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
@@ -78,7 +78,7 @@ def parser_of(commands: Iterable[str] = ()) -> Parser:
     return parser
 
 
-def _command_in(words: Sequence[str]) -> str | None:
+def command_in(words: Sequence[str]) -> str | None:
     """The first word that is neither an option nor the value of `--color`."""
     before = ["", *words]
     return next(
@@ -100,8 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
-    chosen = _command_in(words)
-    if chosen == _DAEMON:
+    chosen = command_in(words)
+    if chosen == DAEMON:
         _ignore_early_signals()
     try:
         return _main(words, chosen)

@@ -2,7 +2,26 @@
 """Options that several commands share."""
 
 import argparse
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final
+
+# Enough for every number that an option takes.
+_NUMBER: Final = re.compile(r"-?[0-9]{1,18}")
+
+
+def whole_number(lowest: int, highest: int | None = None) -> Callable[[str], int]:
+    """The `type` of an option that takes a whole number within bounds."""
+    expected = f"a whole number from {lowest}" + ("" if highest is None else f" to {highest}")
+
+    def parse(text: str) -> int:
+        number = int(text) if _NUMBER.fullmatch(text) is not None else None
+        if number is None or number < lowest or (highest is not None and number > highest):
+            raise argparse.ArgumentTypeError(f"expected {expected}, found {text[:60]!r}")
+        return number
+
+    return parse
 
 
 def add_format(parser: argparse.ArgumentParser) -> None:

@@ -2,17 +2,30 @@
 """`nfq-guard reload`: makes the running daemon reload its policy."""
 
 import argparse
+import errno
 import os
 import signal
 import sys
+from pathlib import Path
+from typing import Final
 
-from nfq_guard.cli import rules_of_root
+from nfq_guard.cli import DAEMON, command_in, rules_of_root
 from nfq_guard.cli.daemon import add_socket, connected
-from nfq_guard.cli.options import add_config, add_format
+from nfq_guard.cli.options import add_config, add_format, whole_number
 from nfq_guard.cli.terminal import write_json, write_line
-from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, NotRunningError, PrivilegeError
+from nfq_guard.errors import (
+    EXIT_NOT_FINE,
+    EXIT_OK,
+    NotRunningError,
+    PrivilegeError,
+    UnavailableError,
+)
+from nfq_guard.netlink.owner import guard_words
 from nfq_guard.service.config import load_config
 from nfq_guard.service.control.socket_path import of_process
+
+# PID_MAX_LIMIT of 64-bit kernels.
+_LARGEST_PID: Final = 1 << 22
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_socket(parser)
     parser.add_argument(
         "--pid",
-        type=int,
+        type=whole_number(1, _LARGEST_PID),
         metavar="N",
         help="process id of the daemon, whose control socket is used, wherever it is; if the "
         "daemon has none, the file of --config is checked and the daemon gets SIGHUP",
@@ -69,13 +82,47 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _signal(args: argparse.Namespace) -> int:
-    """Make a daemon without a control socket reload a file without mistakes."""
-    load_config(args.config)
+    """Make a daemon without a control socket reload a file without mistakes.
+
+    The descriptor keeps the process id from passing to another process between check and signal.
+    """
     try:
-        os.kill(args.pid, signal.SIGHUP)
+        process = os.pidfd_open(args.pid)
+    except OSError as error:
+        # EINVAL: a thread; older kernels have no other error for it.
+        if error.errno in {errno.ESRCH, errno.EINVAL}:
+            raise NotRunningError(f"no process {args.pid} is running") from None
+        raise UnavailableError(f"--pid: the kernel refuses pidfd_open: {error.strerror}") from None
+    try:
+        _require_daemon(args.pid)
+        load_config(args.config)
+        signal.pidfd_send_signal(process, signal.SIGHUP)
     except ProcessLookupError:
         raise NotRunningError(f"no process {args.pid} is running") from None
     except PermissionError:
         raise PrivilegeError(f"the process {args.pid} is of another user") from None
-    write_line("the daemon has no control socket; its log shows the outcome")
+    finally:
+        os.close(process)
+    text = "the daemon has no control socket; its log shows the outcome"
+    if args.format == "json":
+        write_json(text)
+    else:
+        write_line(text)
     return EXIT_OK
+
+
+def _require_daemon(pid: int) -> None:
+    """Raise unless the process is a daemon: SIGHUP would end most others.
+
+    Raises:
+        NotRunningError: It is another program, or another command of this one.
+        PrivilegeError: /proc hides it from this user.
+    """
+    try:
+        line = Path("/proc", str(pid), "cmdline").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        raise PrivilegeError(
+            f"/proc hides the process {pid} from this user: cannot tell whether it is nfq-guard"
+        ) from None
+    if command_in(guard_words(line.split("\0")) or ()) != DAEMON:
+        raise NotRunningError(f"the process {pid} is not the daemon of nfq-guard")

@@ -108,9 +108,22 @@ def is_guard(owner: str) -> bool:
 
 def runs_guard(argv: Sequence[str]) -> bool:
     """Whether a command line runs nfq_guard: the script, or the package through `python -m`."""
-    if any(Path(argument).name == "nfq-guard" for argument in argv[:2]):
-        return True
-    return any(
-        option == "-m" and module.partition(".")[0] == "nfq_guard"
-        for option, module in pairwise(argv)
-    )
+    return guard_words(argv) is not None
+
+
+def guard_words(argv: Sequence[str]) -> Sequence[str] | None:
+    """The arguments of nfq_guard in a command line; None if it runs something else."""
+    if not argv:
+        return None
+    if Path(argv[0]).name == "nfq-guard":
+        return argv[1:]
+    if not Path(argv[0]).name.startswith("python"):
+        return None
+    # The interpreter's options precede the script, as `-I` in the launcher of the Debian package.
+    script = next((at for at, word in enumerate(argv) if at and not word.startswith("-")), 0)
+    if Path(argv[script]).name == "nfq-guard":
+        return argv[script + 1 :]
+    for at, (option, module) in enumerate(pairwise(argv)):
+        if option == "-m" and module.partition(".")[0] == "nfq_guard":
+            return argv[at + 2 :]
+    return None

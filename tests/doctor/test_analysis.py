@@ -376,6 +376,9 @@ def test_our_own_rules() -> None:
     [
         ("/usr/bin/python3 /usr/bin/nfq-guard run", True),
         ("/usr/sbin/nfq-guard run", True),
+        # As the launcher of the Debian package.
+        ("/usr/bin/python3 -I /usr/sbin/nfq-guard run", True),
+        ("tail -f nfq-guard", False),
         ("python3 -m nfq_guard run", True),
         ("python3 /src/nfq_guard/.venv/bin/pytest", False),
         ("suricata -q 0", False),

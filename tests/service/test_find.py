@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A command contacts the daemon of its own network namespace."""
 
+import json
 import os
 import signal
 import socket
@@ -110,26 +111,78 @@ def test_a_process_that_is_gone_has_no_socket() -> None:
     assert of_process(process.pid) is None
 
 
+@contextmanager
+def waiting(script: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of a script that SIGHUP ends."""
+    script.write_text(
+        # The signal may be ignored in the environment of the tests.
+        "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL); print(flush=True)\n"
+        "signal.pause()\n",
+        encoding="utf-8",
+    )
+    command = [sys.executable, str(script), *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def test_a_daemon_without_a_socket_reloads_a_file_that_has_no_mistakes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "file.toml"
-    # The signal may be ignored in the environment of the tests.
-    waiting = (
-        "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL); print(flush=True); "
-        "signal.pause()"
-    )
-    command = [sys.executable, "-c", waiting]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"\n"
+    with waiting(tmp_path / "nfq-guard", "--color", "never", "run") as process:
         words = ["reload", "--pid", str(process.pid), "--config", str(file)]
         file.write_text("[daemon]\nmode = 7\n", encoding="utf-8")
         assert main(words) == 2
         assert "daemon.mode" in capsys.readouterr().err
         assert process.poll() is None
         file.write_text("[daemon]\n", encoding="utf-8")
-        assert main(words) == 0
-        assert "no control socket" in capsys.readouterr().out
+        assert main([*words, "--format", "json"]) == 0
+        assert "no control socket" in json.loads(capsys.readouterr().out)
         assert process.wait(timeout=60) == -signal.SIGHUP
     assert main(words) == 3
+
+
+@pytest.mark.parametrize("words", [("other", "run"), ("nfq-guard", "top"), ("nfq-guard",)])
+def test_only_a_daemon_gets_a_signal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    file = tmp_path / "file.toml"
+    file.write_text("", encoding="utf-8")
+    with waiting(tmp_path / words[0], *words[1:]) as process:
+        assert main(["reload", "--pid", str(process.pid), "--config", str(file)]) == 3
+        error = capsys.readouterr().err
+        assert error == f"nfq-guard: the process {process.pid} is not the daemon of nfq-guard\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=0.2)
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "-5", "99999999999", "1_0", "x", "9" * 5000])
+def test_only_a_process_id_is_taken(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: str
+) -> None:
+    monkeypatch.setattr(os, "kill", pytest.fail)
+    monkeypatch.setattr(os, "pidfd_open", pytest.fail)
+    with pytest.raises(SystemExit) as ended:
+        main(["reload", "--pid", number])
+    assert ended.value.code == 2
+    assert "--pid: expected a whole number from 1 to 4194304" in capsys.readouterr().err
+
+
+def test_a_hidden_process_gets_no_signal(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As with hidepid, which ProtectProc of a unit sets."""
+    with waiting(tmp_path / "nfq-guard", "run") as process:
+
+        def hidden(path: Path, **_: str) -> str:
+            raise FileNotFoundError(path)
+
+        monkeypatch.setattr(Path, "read_text", hidden)
+        assert main(["reload", "--pid", str(process.pid)]) == 77
+        assert f"/proc hides the process {process.pid}" in capsys.readouterr().err
+        assert process.poll() is None

@@ -250,7 +250,8 @@ def _exit_statuses() -> Iterator[str]:
 
 def _json() -> Iterator[str]:
     yield "What the commands print with `--format json`. A command with several objects prints one"
-    yield "per line. With `--no-wait`, `reload` prints a string instead of an object. `run`,"
+    yield "per line. With `--no-wait`, and for a daemon without a control socket, `reload` prints a"
+    yield "string instead of an object. `run`,"
     yield "`prepare` and `report` have no `--format`; `run` writes [events](events.md)."
     yield ""
     known: dict[type[object], None] = {}
