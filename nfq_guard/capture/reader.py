@@ -12,12 +12,13 @@ from typing import Final, Protocol
 
 from nfq_guard.capture import pcap, pcapng
 from nfq_guard.capture.frame import BrokenRecordError, CaptureError, Frame
-from nfq_guard.capture.source import DamagedError, Source
+from nfq_guard.capture.source import DamagedError, Source, described
 
 # Small enough that a chunk and its frames stay in the CPU cache, and that the C library does not
 # map new memory for each chunk. 128 KiB took 5 % longer, 1 MiB a third.
 _CHUNK: Final = 1 << 16
 _MERGED_BATCH: Final = 1024
+_DESCRIBED_BYTES: Final = 512
 
 
 # Other formats, which editcap converts, by their first four bytes.
@@ -83,21 +84,17 @@ class Capture:
             raise CaptureError(f"{self.name}: the file is empty")
         if magic == pcapng.MAGIC:
             return pcapng.PcapngScanner(source)
-        if magic.startswith(b"{"):
-            raise CaptureError(
-                f"{self.name}: expected a pcap or pcapng capture, found JSON: events are for whatif"
-                " and report"
-            )
         convert = shlex.join(["editcap", "-F", "pcap", self._given, "OUT"])
         other = _OTHER_FORMATS.get(magic)
         if other is not None:
             raise CaptureError(f"{self.name}: a capture of {other}; convert it: {convert}")
         if magic not in pcap.MAGICS:
-            msg = (
-                f"{self.name}: expected a pcap or pcapng capture, found {magic.hex(' ')} at byte 0 "
-                f"(where it is a capture of another kind: {convert})"
+            found = described(self._buffer[:_DESCRIBED_BYTES]) or (
+                f"{magic.hex(' ')} at byte 0 (where it is a capture of another kind: {convert})"
             )
-            raise CaptureError(msg)
+            if found in {"JSON", "a text"}:
+                found += ": events are for whatif and report, the kernel's log for why"
+            raise CaptureError(f"{self.name}: expected a pcap or pcapng capture, found {found}")
         header = self._buffer[: pcap.HEADER_BYTES]
         if len(header) < pcap.HEADER_BYTES:
             raise CaptureError(f"{self.name}: truncated in the file header")

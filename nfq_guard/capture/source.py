@@ -9,6 +9,7 @@ import gzip
 import importlib
 import lzma
 import os
+import re
 import stat
 import sys
 import zlib
@@ -28,6 +29,41 @@ _MAGIC_BYTES: Final = 6
 _GZIP: Final = b"\x1f\x8b"
 _XZ: Final = b"\xfd7zXZ\x00"
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"
+# Compressions of others, by their first bytes.
+_OTHER_COMPRESSIONS: Final = {
+    b"BZh": "bzip2",
+    b"PK\x03\x04": "zip",
+    b"7z\xbc\xaf": "7-Zip",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"LZIP": "lzip",
+    b"\x1f\x9d": "compress",
+    b"Rar!": "RAR",
+}
+# Control characters that no text has.
+_NO_TEXT: Final = re.compile(rb"[\x00-\x07\x0e-\x1a\x1c-\x1f]")
+
+# Of RFC 8878: a frame with a magic number in this range is skipped.
+_ZSTD_SKIPPABLE: Final = 0x184D2A50
+_ZSTD_DICTIONARY_ID_BYTES: Final = (0, 1, 2, 4)
+_ZSTD_RLE_BLOCK: Final = 1
+_ZSTD_CHECKSUM_BYTES: Final = 4
+
+
+def is_text(head: bytes) -> bool:
+    """Whether a file that begins with these bytes may be a text."""
+    return _NO_TEXT.search(head) is None
+
+
+def described(head: bytes) -> str:
+    """What a file that begins with these bytes is, for a message; empty for unknown binary data."""
+    for magic, name in _OTHER_COMPRESSIONS.items():
+        if head.startswith(magic):
+            return f"a file compressed by {name}; gzip, xz and zstd are supported"
+    if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
+        return "JSON"
+    if is_text(head):
+        return "a text"
+    return "" if head.strip(b"\0") else "zero bytes"
 
 
 class DamagedError(Exception):
@@ -96,6 +132,75 @@ class _Xz:
                 return data
 
 
+class _ZstdFrames:
+    """Hands on zstd frames, and follows their structure (RFC 8878, section 3.1).
+
+    The package zstandard does not tell the end of a frame from the end of a truncated file.
+
+    Attributes:
+        complete: Whether the bytes so far end with a frame.
+    """
+
+    def __init__(self, raw: _Counted) -> None:
+        self._raw = raw
+        self._held = b""
+        self._skip = 0
+        self._checksum_bytes = 0
+        self._within = False
+
+    @property
+    def complete(self) -> bool:
+        return not (self._held or self._skip or self._within)
+
+    def read(self, size: int = _CHUNK) -> bytes:
+        octets = self._raw.read(size)
+        data = self._held + octets
+        at = self._skip
+        while at < len(data) and (length := self._length(data, at)):
+            at += length
+        self._skip = max(at - len(data), 0)
+        self._held = data[at:]
+        return octets
+
+    def _length(self, data: bytes, at: int) -> int:
+        """Bytes of the frame header or block at `at`; 0 if they cannot be told yet."""
+        if self._within:
+            header = int.from_bytes(data[at : at + 3], "little")
+            if len(data) < at + 3:
+                return 0
+            size = 1 if header >> 1 & 3 == _ZSTD_RLE_BLOCK else header >> 3
+            if header & 1:
+                self._within = False
+                size += self._checksum_bytes
+            return 3 + size
+        magic = int.from_bytes(data[at : at + 4], "little")
+        if magic & ~0xF == _ZSTD_SKIPPABLE:
+            size = int.from_bytes(data[at + 4 : at + 8], "little")
+            return 8 + size if len(data) >= at + 8 else 0
+        if len(data) < at + 5:
+            return 0
+        descriptor = data[at + 4]
+        one_segment = descriptor >> 5 & 1
+        size_bytes = (one_segment, 2, 4, 8)[descriptor >> 6]
+        self._checksum_bytes = _ZSTD_CHECKSUM_BYTES if descriptor & 4 else 0
+        self._within = True
+        return 5 + (1 - one_segment) + _ZSTD_DICTIONARY_ID_BYTES[descriptor & 3] + size_bytes
+
+
+class _Zstd:
+    """Decompresses by the package zstandard, and notices a truncated file."""
+
+    def __init__(self, reader: _Reads, frames: _ZstdFrames) -> None:
+        self._reader = reader
+        self._frames = frames
+
+    def read1(self, size: int) -> bytes:
+        data = self._reader.read1(size)
+        if not data and not self._frames.complete:
+            raise EOFError
+        return data
+
+
 def _zstd(raw: _Counted, name: str) -> tuple[_Reads, type[Exception]]:
     """A zstd reader and its error type, from Python 3.14's library or the package zstandard."""
     in_library = sys.version_info >= (3, 14)
@@ -111,10 +216,11 @@ def _zstd(raw: _Counted, name: str) -> tuple[_Reads, type[Exception]]:
     if in_library:
         options = {module.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG}
         return module.ZstdFile(raw, options=options), module.ZstdError
+    frames = _ZstdFrames(raw)
     reader = module.ZstdDecompressor(max_window_size=1 << _ZSTD_WINDOW_LOG).stream_reader(
-        raw, read_across_frames=True
+        frames, read_across_frames=True
     )
-    return reader, module.ZstdError
+    return _Zstd(reader, frames), module.ZstdError
 
 
 class Source:
@@ -135,6 +241,9 @@ class Source:
         self.name = "standard input" if name == STDIN else name
         self._damage: DamagedError | None = None
         self._errors: tuple[type[Exception], ...] = ()
+        # Python has no object for a standard input that is closed.
+        if name == STDIN and sys.stdin is None:
+            raise CaptureError(f"{self.name}: it is closed")
         try:
             # Stays open until `close`, because the caller decides how long to read.
             self._file: BinaryIO = (

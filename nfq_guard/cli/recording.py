@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Opens a recording of events: a file, plain or compressed, or standard input."""
 
-import codecs
 import io
 import sys
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Final, final
 
 from nfq_guard.capture import pcap, pcapng
 from nfq_guard.capture.frame import CaptureError
-from nfq_guard.capture.source import DamagedError, Source
+from nfq_guard.capture.source import STDIN, DamagedError, Source, described, is_text
 from nfq_guard.cli.terminal import printable
 from nfq_guard.errors import UsageError
 
@@ -18,6 +17,9 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 _BUFFER_BYTES: Final = 1 << 16
+_HEAD_BYTES: Final = 512
+# The result of `content` for events.
+EVENTS: Final = "events"
 
 
 @final
@@ -52,8 +54,9 @@ def opened(name: str) -> Iterator[io.BufferedReader]:
     try:
         source = Source(name)
     except CaptureError as error:
-        problem = str(error).removeprefix(f"{name}: ")
-        raise UsageError(f"{name}: cannot be read: {problem}") from None
+        shown = "standard input" if name == STDIN else name
+        problem = str(error).removeprefix(f"{shown}: ")
+        raise UsageError(f"{shown}: cannot be read: {problem}") from None
     raw = _Decompressed(source)
     try:
         yield io.BufferedReader(raw, _BUFFER_BYTES)
@@ -69,7 +72,18 @@ def is_capture(stream: io.BufferedReader) -> bool:
     return magic in pcap.MAGICS or magic == pcapng.MAGIC
 
 
-def is_events(stream: io.BufferedReader) -> bool:
-    """Whether a newly opened stream may contain events: JSON, or nothing."""
-    start = stream.peek(64)[:64].removeprefix(codecs.BOM_UTF8).lstrip()
-    return start.startswith(b"{") or not start
+def may_have_events(stream: io.BufferedReader) -> bool:
+    """Whether a newly opened stream may contain events: a text, whatever its first line is."""
+    return is_text(_head(stream))
+
+
+def content(stream: io.BufferedReader) -> str:
+    """What a newly opened stream contains, for a message; `binary data` if that is unknown."""
+    found = described(_head(stream))
+    if found == "JSON" and b'"event":' in _head(stream):
+        return EVENTS
+    return found or "binary data"
+
+
+def _head(stream: io.BufferedReader) -> bytes:
+    return stream.peek(_HEAD_BYTES)[:_HEAD_BYTES]

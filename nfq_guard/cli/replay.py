@@ -43,8 +43,9 @@ by time; - is standard input."""
 
 _EPILOG: Final = """\
 A capture that is cut or broken in the middle is replayed up to there, with a warning; the exit
-status is still 0. It is 2 when nothing could be read. A host that translates sees a flow on both
-sides: capture on one interface, not on "any", or each packet counts twice."""
+status is still 0. It is 2 when nothing could be read. A capture on "any" has a packet that a host
+forwards or translates more than once: copies of a TCP segment are recognised and not judged again;
+packets of other protocols count each time."""
 
 
 _Show = Callable[[Sequence[Outcome]], None]

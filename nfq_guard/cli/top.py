@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if args.format == "json":
         _print(args)
         return EXIT_OK
-    if not sys.stdout.isatty() or not sys.stdin.isatty():
+    if sys.stdin is None or not (sys.stdout.isatty() and sys.stdin.isatty()):
         raise UsageError("top needs a terminal; use --format json, or `nfq-guard status`")
     if os.environ.get("TERM") in {None, "", "dumb"}:
         raise UsageError("top needs a terminal that can move its cursor; use --format json")

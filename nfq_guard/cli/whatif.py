@@ -10,7 +10,7 @@ from nfq_guard.capture.reader import Capture
 from nfq_guard.capture.source import STDIN
 from nfq_guard.cli import replay_run as replaying
 from nfq_guard.cli.options import add_format
-from nfq_guard.cli.recording import is_events, opened
+from nfq_guard.cli.recording import may_have_events, opened
 from nfq_guard.cli.terminal import paint, printable, write_json, write_line
 from nfq_guard.errors import EXIT_OK, UsageError
 from nfq_guard.flow import Hook
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     unrecorded = None
     untranslated = False
     with opened(args.recording) as stream:
-        kind = "events" if is_events(stream) else "capture"
+        kind = "events" if may_have_events(stream) else "capture"
         trial = Trial(policies, has_times=kind == "capture")
         if kind == "events":
             unrecorded = _run_events(args.recording, stream, trial)

@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import BinaryIO, Final, cast
 
 from nfq_guard.cli.options import add_format
-from nfq_guard.cli.recording import is_capture, opened
+from nfq_guard.cli.recording import EVENTS, content, is_capture, opened
 from nfq_guard.cli.terminal import columns, paint, write_json, write_line
 from nfq_guard.errors import EXIT_OK, UnavailableError, UsageError
 from nfq_guard.finding import Breach
@@ -56,11 +56,19 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("expected FILE, - or --journal")
     reader = LogReader()
     groups = Groups()
-    with _journal() if args.journal else _file(args.log) as stream:
+    with _journal() if args.journal else _file(args.log) as (stream, found):
         for packet in reader.read(stream):
             groups.add(packet)
     records = groups.records()
     noticed = notice_records(reader.notices)
+    if args.journal and not reader.lines:
+        raise UnavailableError(
+            "--journal: no line of the kernel: there is no journal, or none that this user may read"
+        )
+    # Entries of the journal are JSON.
+    if not (records or noticed or found in {"JSON", "a text"}):
+        what = "events: use report, dump or whatif" if found == EVENTS else found
+        raise UsageError(f"{args.log}: expected a log of the kernel, found {what}")
     if args.format == "json":
         for record in (*records, *noticed):
             write_json(record)
@@ -79,22 +87,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _file(name: str) -> Iterator[BinaryIO]:
+def _file(name: str) -> Iterator[tuple[BinaryIO, str]]:
+    """A log, and what it contains by its beginning."""
     with opened(name) as stream:
         if is_capture(stream):
             raise UsageError(f"{name}: a capture: use replay or explain")
-        yield stream
+        yield stream, content(stream)
 
 
 @contextmanager
-def _journal() -> Iterator[BinaryIO]:
+def _journal() -> Iterator[tuple[BinaryIO, str]]:
     try:
         process = subprocess.Popen(_JOURNAL, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     except OSError as error:
         raise UnavailableError(f"journalctl: cannot be started: {error.strerror}") from None
     with process:
         try:
-            yield cast("BinaryIO", process.stdout)
+            yield cast("BinaryIO", process.stdout), "JSON"
         except BaseException:
             process.kill()
             raise

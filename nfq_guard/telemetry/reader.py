@@ -50,6 +50,7 @@ _ADDRESS_BYTES: Final = {IPV4: 4, IPV6: 16}
 _JOURNAL_MARK: Final = b'"__REALTIME_TIMESTAMP"'
 # The beginning of a line in the format `eve`, and of no other line.
 _EVE_START: Final = b'{"timestamp":'
+# Of UTF-8; editors of some systems begin a file with it.
 _PACKET_JUDGED: Final = name_of(PacketJudged)
 _SUPPRESSED: Final = name_of(EventsSuppressed)
 _KERNEL_DROPPED: Final = name_of(KernelDroppedPackets)

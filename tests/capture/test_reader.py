@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from nfq_guard.capture.frame import MAX_FRAME_BYTES, CaptureError, Frame
 from nfq_guard.capture.reader import Capture, merged
+from nfq_guard.cli import main
 from nfq_guard.errors import UnavailableError
 from tests.support import captures as made
 
@@ -175,7 +176,7 @@ def test_compressed_in_two_members(
     assert read(write(compress(file[:50]) + compress(file[50:]))) == ([A, B], None)
 
 
-@pytest.mark.parametrize("compress", [gzip.compress, lzma.compress])
+@pytest.mark.parametrize("compress", [gzip.compress, lzma.compress, zstd])
 def test_compressed_and_truncated(
     write: Callable[..., str], compress: Callable[[bytes], bytes]
 ) -> None:
@@ -185,6 +186,36 @@ def test_compressed_and_truncated(
     assert 600 < len(octets) < 900
     assert damage is not None
     assert "the compressed file is truncated" in damage
+
+
+def test_zstd_truncated_anywhere(write: Callable[..., str]) -> None:
+    """With a checksum, without a size, with blocks of a repeated byte, and with a skipped frame."""
+    skipped = b"\x5f\x2a\x4d\x18\x03\0\0\0abc"
+    stream = zstandard.ZstdCompressor(write_checksum=True, write_content_size=False).compressobj()
+    octets = made.pcap([(second, 0, bytes(90_000)) for second in range(3)])
+    first = stream.compress(octets) + stream.flush()
+    whole = first + skipped + zstd(made.pcap([(3, 0, A)])[24:])
+    assert read(write(whole)) == ([bytes(90_000)] * 3 + [A], None)
+    # The end of a frame is no damage.
+    ends = {len(first), len(first + skipped)}
+    for kept in set(range(4, len(whole))) - ends:
+        name = write(whole[:kept])
+        try:
+            _, damage = read(name)
+        except CaptureError as error:
+            damage = str(error)
+        assert damage is not None
+        assert "the compressed file is truncated" in damage
+
+
+def test_closed_standard_input(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    for words in (["replay", "-"], ["why", "-"], ["whatif", "-", "--policy", "preset:strict"]):
+        assert main(words) == 2
+        assert "standard input: " in (error := capsys.readouterr().err)
+        assert error.endswith("it is closed\n")
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, lzma.compress, zstd])
@@ -295,8 +326,17 @@ def test_pcap_with_a_huge_record(write: Callable[..., str]) -> None:
     ("octets", "problem"),
     [
         (b"", "the file is empty"),
-        (b"Hello, not a capture.", "expected a pcap or pcapng capture, found 48 65 6c 6c"),
-        (bz2.compress(b"x"), "expected a pcap or pcapng capture"),
+        (b"Hello, not a capture.", "expected a pcap or pcapng capture, found a text: events"),
+        (b"\xef\xbb\xbf{}", "expected a pcap or pcapng capture, found JSON: events"),
+        (
+            bz2.compress(b"x"),
+            "expected a pcap or pcapng capture, found a file compressed by bzip2; gzip, xz and",
+        ),
+        (bytes(100), "expected a pcap or pcapng capture, found zero bytes"),
+        (
+            b"\x01\x02\x03\x04",
+            "expected a pcap or pcapng capture, found 01 02 03 04 at byte 0 (where it is a capture",
+        ),
         (made.pcap([])[:20], "truncated in the file header"),
         (gzip.compress(b"", mtime=0), "the file is empty"),
         (gzip.compress(b"x" * 100, mtime=0)[:12], "the compressed file is truncated"),

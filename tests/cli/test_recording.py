@@ -108,6 +108,18 @@ def test_a_file_that_ends_too_early(capsys: pytest.CaptureFixture[str], tmp_path
     assert "not read to the end: the compressed file is truncated" in capsys.readouterr().err
 
 
+def test_a_text_is_read_whatever_its_first_line_is(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "events.jsonl"
+    for start, skipped in ((b"-- Boot 7 --\n", 1), (b"\xef\xbb\xbf", 0)):
+        path.write_bytes(start + _lines())
+        assert main(["whatif", str(path), *_POLICY, "--format", "json"]) == 0
+        output = capsys.readouterr()
+        assert json.loads(output.out)["packets"] == 7
+        assert output.err.count("skipped 1 line") == skipped
+
+
 def test_each_kind_of_file_has_its_commands(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

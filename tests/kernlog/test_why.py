@@ -391,6 +391,29 @@ def test_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, str(log)) == "no packet in 1 line\n"
 
 
+@pytest.mark.parametrize(
+    ("octets", "found"),
+    [
+        (b'{"timestamp":"2026-01-02T03:04:05Z","event":"daemon_started"}\n', "events: use report"),
+        (b"\x7fELF\x02\x01\x01\0" + bytes(100), "binary data"),
+        (b"BZh91AY&SY", "a file compressed by bzip2; gzip, xz and zstd are supported"),
+    ],
+)
+def test_what_is_no_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], octets: bytes, found: str
+) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(octets)
+    assert main(["why", str(log)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"nfq-guard: {log}: expected a log of the kernel, found {found}")
+    # A log may begin with zero bytes after a crash of its host, and be JSON.
+    log.write_bytes(bytes(4096) + b"\n" + tcp("nf_ct_proto_6: invalid rst ", "RST ").encode())
+    assert "1 packet" in run(capsys, str(log))
+    log.write_bytes(b'{"MESSAGE":"eth0: link up"}\n')
+    assert run(capsys, str(log)) == "no packet in 1 line\n"
+
+
 @pytest.mark.parametrize("words", [[], ["kern.log", "--journal"], ["/nonexistent"]])
 def test_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["why", *words]) == 2
@@ -426,6 +449,10 @@ def test_a_journal_that_cannot_be_read(
     journal(tmp_path, "exit 3", monkeypatch)
     assert main(["why", "--journal"]) == 69
     assert capsys.readouterr().err == "nfq-guard: journalctl: exit status 3\n"
+    # The status of journalctl is 0 where no journal is found.
+    journal(tmp_path, "exit 0", monkeypatch)
+    assert main(["why", "--journal"]) == 69
+    assert "there is no journal, or none that this user may read" in capsys.readouterr().err
     monkeypatch.setenv("PATH", "/nonexistent")
     assert main(["why", "--journal"]) == 69
     assert "journalctl: cannot be started" in capsys.readouterr().err
