@@ -16,6 +16,29 @@ MAX_FRAME_BYTES: Final = 1 << 20
 MAX_BLOCK_BYTES: Final = 1 << 24
 # Times this far from the epoch, nanoseconds, are damage too: the years 1385 and 2554.
 MAX_TIME_NS: Final = 1 << 64
+# Of a frame's number, the bits above these are the file: 1 for the first of several.
+_OWN_BITS: Final = 40
+
+
+def number_in(source: int, own: int) -> int:
+    """The number of a frame among those of several files: its file's index, and its place there."""
+    return source + 1 << _OWN_BITS | own
+
+
+def own_number(number: int) -> int:
+    """The number of a frame in its file, from 1."""
+    return number & (1 << _OWN_BITS) - 1
+
+
+def source_of(number: int) -> int:
+    """The index of the file of a frame of several files."""
+    return (number >> _OWN_BITS) - 1
+
+
+def frame_name(number: int) -> str:
+    """`frame 7`; among those of several files `frame 7 of capture 2`."""
+    capture = number >> _OWN_BITS
+    return f"frame {own_number(number)}" + (f" of capture {capture}" if capture else "")
 
 
 def word(octets: bytes, at: int, little: bool) -> int:  # noqa: FBT001 - on the packet path
@@ -55,7 +78,7 @@ class Frame:
     """One captured frame.
 
     Attributes:
-        number: 1-based position in its file, or in the merged order of several files.
+        number: 1-based position in its file (`own_number`); with the file, if several are merged.
         time_ns: Nanoseconds since the epoch, within `MAX_TIME_NS`; a record without such a time
             has its predecessor's.
         linktype: LINKTYPE_* number of its interface.

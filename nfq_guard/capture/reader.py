@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, Protocol
 
 from nfq_guard.capture import pcap, pcapng
-from nfq_guard.capture.frame import BrokenRecordError, CaptureError, Frame
+from nfq_guard.capture.frame import BrokenRecordError, CaptureError, Frame, number_in
 from nfq_guard.capture.source import DamagedError, Source, described
 
 # Small enough that a chunk and its frames stay in the CPU cache, and that the C library does not
@@ -176,17 +176,18 @@ def _time_of(frame: Frame) -> int:
 
 
 def merged(captures: Sequence[Capture]) -> Iterator[list[Frame]]:
-    """The frames of all captures in chronological order, numbered in that order.
+    """The frames of all captures in chronological order.
 
-    The frames of a single capture keep their order and numbers.
+    The frames of a single capture keep their order. The number of a frame of several captures names
+    its capture too (`frame.number_in`).
     """
     if len(captures) == 1:
         yield from captures[0].batches()
         return
     batch: list[Frame] = []
     by_time = heapq.merge(*map(_flat, captures), key=_time_of)
-    for number, frame in enumerate(by_time, start=1):
-        frame.number = number
+    for frame in by_time:
+        frame.number = number_in(frame.source, frame.number)
         batch.append(frame)
         if len(batch) == _MERGED_BATCH:
             yield batch

@@ -5,7 +5,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Final
 
-from nfq_guard.capture.frame import CaptureError
+from nfq_guard.capture.frame import CaptureError, frame_name
 from nfq_guard.capture.links import LINKS, NAMES, name_of
 from nfq_guard.cli.kernel_choice import HELP, kernel_of, warn
 from nfq_guard.conntrack.kernel_rules import KERNEL_6_1
@@ -235,7 +235,7 @@ def refuse_unknown_links(replayer: Replayer, names: Sequence[str]) -> None:
     unread = replayer.reader.without_packet[UNKNOWN_LINK]
     message = (
         f"{', '.join(names)}: unsupported link type {links} in {counted(unread, 'frame')}, first "
-        f"in frame {min(replayer.reader.unknown_links.values())} (supported: {known})"
+        f"in {frame_name(min(replayer.reader.unknown_links.values()))} (supported: {known})"
     )
     if unread == replayer.frames:
         raise CaptureError(message)

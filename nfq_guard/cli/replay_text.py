@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, final
 
+from nfq_guard.capture.frame import frame_name, own_number
 from nfq_guard.cli.terminal import folded, styled
 from nfq_guard.conntrack.table import CTSTATES
 from nfq_guard.names import counted, packet_ends
@@ -84,7 +85,7 @@ class Table:
         ctstate = "-" if outcome.ctstate is None else outcome.ctstate.value
         styles = () if outcome.ctstate is None else (CTSTATE_STYLES[outcome.ctstate],)
         return [
-            _Cell(str(outcome.frame.number), (Style.DIM,)),
+            _Cell(str(own_number(outcome.frame.number)), (Style.DIM,)),
             _Cell(f"{outcome.now:.6f}", (Style.DIM,)),
             _Cell("-" if packet is None else packet_ends(packet)),
             _Cell("" if packet is None else gist(packet)),
@@ -154,16 +155,16 @@ def comment(outcome: Outcome) -> str:
         word = "no packet for conntrack: " + outcome.absent if ctstate is None else ctstate.value
         note = "" if outcome.ignored is None else " (ignored)"
         if outcome.cause is not None:
-            note += f", answers frame {outcome.cause.frame}"
-        return f"frame {outcome.frame.number}: {word}{note}"
+            note += f", answers {frame_name(outcome.cause.frame)}"
+        return f"{frame_name(outcome.frame.number)}: {word}{note}"
     sentence = finding_sentence(finding)
-    said = f"frame {outcome.frame.number}: INVALID {finding.reason.value}"
+    said = f"{frame_name(outcome.frame.number)}: INVALID {finding.reason.value}"
     if sentence:
         said += f": {sentence}"
     if outcome.doubted is not None:
         said += f"; in doubt: {doubt_sentence(outcome.doubted)}"
     if outcome.cause is not None:
-        said += f"; answers frame {outcome.cause.frame}"
+        said += f"; answers {frame_name(outcome.cause.frame)}"
     if outcome.state:
         said += f"; flow in {state_name(outcome.state)}"
     if outcome.decision is not None:
@@ -234,7 +235,7 @@ def _resets(replayer: Replayer) -> dict[str, int]:
     first: dict[str, str] = {}
     for frame, cause in replayer.resets:
         counts[cause.reason] += 1
-        first.setdefault(cause.reason, f"frame {frame} answers frame {cause.frame}")
+        first.setdefault(cause.reason, f"{frame_name(frame)} answers {frame_name(cause.frame)}")
     return {f"{reason}: {first[reason]}": count for reason, count in counts.most_common()}
 
 
@@ -270,7 +271,7 @@ def _flow_notes(replayer: Replayer) -> Iterator[str]:
         yield f"{escaped} escaped the translation of a live flow:"
         for one in escapes[:_MOST_FLOWS]:
             flow, of = direction_text(one.key), direction_text(one.of.original)
-            yield f"  frame {one.frame}: {flow}, of {of}"
+            yield f"  {frame_name(one.frame)}: {flow}, of {of}"
         if len(escapes) > _MOST_FLOWS:
             yield f"  and {len(escapes) - _MOST_FLOWS:,} more"
 
@@ -320,7 +321,7 @@ def capture_notes(summary: Summary, replayer: Replayer) -> Iterator[str]:
         )
         for segment in segments[:_MOST_FLOWS]:
             yield (
-                f"  frame {segment.frame}: {segment.flow}, "
+                f"  {frame_name(segment.frame)}: {segment.flow}, "
                 f"{segment.distance:,} bytes ahead of its stream"
             )
         if len(segments) > _MOST_FLOWS:

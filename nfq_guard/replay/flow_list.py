@@ -3,6 +3,7 @@
 
 from typing import TypedDict
 
+from nfq_guard.capture.frame import own_number
 from nfq_guard.flow import IPS_DST_NAT, IPS_SRC_NAT
 from nfq_guard.names import counted
 from nfq_guard.replay.stream import Stream
@@ -54,7 +55,7 @@ def flow_record(stream: Stream, now: float) -> ListedFlowRecord:
     one, other = stream.sides
     return ListedFlowRecord(
         flow=direction_text(stream.original),
-        first_frame=stream.first_frame,
+        first_frame=own_number(stream.first_frame),
         packets=one.packets,
         answers=other.packets,
         state=None if entry is None else state_name(entry.state),
@@ -64,7 +65,7 @@ def flow_record(stream: Stream, now: float) -> ListedFlowRecord:
         translated=entry is not None and bool(entry.status & (IPS_SRC_NAT | IPS_DST_NAT)),
         fin=bool(stream.ended & FIN),
         rst=bool(stream.ended & RST),
-        renewed=stream.renewed or None,
+        renewed=own_number(stream.renewed) or None,
         invalid={reason.value: count for reason, count in (stream.invalid or {}).items()},
         in_doubt=stream.in_doubt,
     )

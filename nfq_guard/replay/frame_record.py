@@ -6,6 +6,7 @@ from typing import NotRequired, TypedDict
 
 import orjson
 
+from nfq_guard.capture.frame import own_number, source_of
 from nfq_guard.finding import Breach
 from nfq_guard.names import address, ports, protocol
 from nfq_guard.replay.outcome import Outcome
@@ -37,11 +38,13 @@ class CausedByRecord(TypedDict):
         frame: Its frame.
         reason: Why it is INVALID.
         delay_s: Time from that packet to the RST, in seconds.
+        file: Its capture, when several are replayed together.
     """
 
     frame: int
     reason: str
     delay_s: float
+    file: NotRequired[str]
 
 
 class FrameRecord(TypedDict):
@@ -70,7 +73,7 @@ class FrameRecord(TypedDict):
         doubt_detail: The doubt as a sentence, with the frame and the bytes; null without a doubt.
         absent: Why conntrack would see no packet in this frame; null if it would see one.
         caused_by: The INVALID packet that this RST answers; null for any other packet.
-        file: The capture, when several are replayed together.
+        file: The capture, of `explain` and of several that are replayed together.
     """
 
     frame: int
@@ -114,15 +117,18 @@ def breach_object(breach: Breach | None) -> BreachRecord | None:
     }
 
 
-def _caused_by(outcome: Outcome) -> CausedByRecord | None:
+def _caused_by(outcome: Outcome, files: Sequence[str]) -> CausedByRecord | None:
     cause = outcome.cause
     if cause is None:
         return None
-    return {
-        "frame": cause.frame,
+    answered: CausedByRecord = {
+        "frame": own_number(cause.frame),
         "reason": cause.reason,
         "delay_s": round(outcome.now - cause.at, 6),
     }
+    if len(files) > 1:
+        answered["file"] = files[source_of(cause.frame)]
+    return answered
 
 
 def record(outcome: Outcome, files: Sequence[str]) -> FrameRecord:
@@ -133,7 +139,7 @@ def record(outcome: Outcome, files: Sequence[str]) -> FrameRecord:
     doubted = outcome.doubted
     sport, dport = (None, None) if packet is None else ports(packet)
     named: FrameRecord = {
-        "frame": outcome.frame.number,
+        "frame": own_number(outcome.frame.number),
         "time": orjson.Fragment(exact_seconds(outcome.frame.time_ns)),
         "src": None if packet is None else address(packet.src),
         "dst": None if packet is None else address(packet.dst),
@@ -151,7 +157,7 @@ def record(outcome: Outcome, files: Sequence[str]) -> FrameRecord:
         "doubt": None if doubted is None else doubted.kind,
         "doubt_detail": None if doubted is None else doubt_sentence(doubted),
         "absent": outcome.absent or None,
-        "caused_by": _caused_by(outcome),
+        "caused_by": _caused_by(outcome, files),
     }
     if len(files) > 1:
         named["file"] = files[outcome.frame.source]

@@ -4,6 +4,7 @@
 from datetime import UTC, datetime
 from typing import Final
 
+from nfq_guard.capture.frame import own_number
 from nfq_guard.engine import VERDICT_ACCEPT, Judgment, Mode
 from nfq_guard.flow import Evidence, Hook
 from nfq_guard.replay.outcome import Outcome
@@ -43,4 +44,4 @@ def page_event(outcome: Outcome) -> ReadEvent | None:
         caused_by=answered,
     )
     when = datetime.fromtimestamp(seconds, UTC)
-    return ReadEvent(outcome.frame.number, when, when, event)
+    return ReadEvent(own_number(outcome.frame.number), when, when, event)

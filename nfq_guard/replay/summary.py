@@ -4,6 +4,7 @@
 from collections import Counter
 from typing import Final, TypedDict, final
 
+from nfq_guard.capture.frame import own_number
 from nfq_guard.conntrack.table import CTSTATES
 from nfq_guard.finding import Reason
 from nfq_guard.names import packet_ends, tuple_ends
@@ -198,7 +199,7 @@ class Summary:
             "translations": replayer.translations,
             "untranslated": [
                 {
-                    "frame": one.frame,
+                    "frame": own_number(one.frame),
                     "flow": direction_text(one.key),
                     "of": direction_text(one.of.original),
                 }
@@ -216,7 +217,7 @@ class Summary:
             "began_before": len(replayer.streams.began_before),
             "outside": [
                 {
-                    "frame": segment.frame,
+                    "frame": own_number(segment.frame),
                     "flow": segment.flow,
                     "distance": segment.distance,
                 }

@@ -3,6 +3,7 @@
 
 from typing import Final
 
+from nfq_guard.capture.frame import frame_name
 from nfq_guard.conntrack.entry import Key
 from nfq_guard.conntrack.sctp_states import CHUNK_NAMES
 from nfq_guard.finding import Breach, Finding
@@ -126,14 +127,15 @@ def doubt_sentence(doubted: Doubted) -> str:
         return sentence
     if proof.missing:
         missing = bytes_of(proof.missing)
-        return f"{sentence}: {missing} from sequence number {proof.start}, by frame {proof.frame}"
-    return f"{sentence}: see frame {proof.frame}"
+        evidence = frame_name(proof.frame)
+        return f"{sentence}: {missing} from sequence number {proof.start}, by {evidence}"
+    return f"{sentence}: see {frame_name(proof.frame)}"
 
 
 def doubt_gist(doubted: Doubted) -> str:
     """Why a finding is in doubt, in short."""
     proof = doubted.proof
-    where = "" if proof is None else f" by frame {proof.frame}"
+    where = "" if proof is None else f" by {frame_name(proof.frame)}"
     return f"in doubt: {doubted.kind}{where}"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from nfq_guard.capture.frame import own_number
 from nfq_guard.capture.interfaces import _MOST_KNOWN, InterfaceFilter
 from nfq_guard.capture.links import ETHERNET, LINUX_SLL2
 from nfq_guard.capture.reader import Capture, merged
@@ -25,7 +26,9 @@ def keep(tmp_path: Path) -> Keep:
             path.write_bytes(octets)
             opened.append(Capture(str(path), number))
         chosen = InterfaceFilter(wanted, opened)
-        numbers = [frame.number for frames in merged(opened) for frame in chosen.keep(frames)]
+        numbers = [
+            own_number(frame.number) for frames in merged(opened) for frame in chosen.keep(frames)
+        ]
         for capture in opened:
             capture.close()
         assert chosen.kept == len(numbers)

@@ -17,7 +17,13 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfq_guard.capture.frame import MAX_FRAME_BYTES, CaptureError, Frame
+from nfq_guard.capture.frame import (
+    MAX_FRAME_BYTES,
+    CaptureError,
+    Frame,
+    frame_name,
+    own_number,
+)
 from nfq_guard.capture.reader import Capture, merged
 from nfq_guard.cli import main
 from nfq_guard.errors import UnavailableError
@@ -372,7 +378,7 @@ def test_a_capture_without_frames(write: Callable[..., str]) -> None:
 
 
 def test_merged_by_time(write: Callable[..., str]) -> None:
-    """Frames are numbered in the merged order; `source` identifies the file."""
+    """Frames have the numbers of their files; `source` identifies the file."""
     names = [
         write(made.pcap([(1, 0, A), (4, 0, A)]), "one"),
         write(made.pcap([(second, 0, B) for second in range(3, 3000)]), "two"),
@@ -381,7 +387,13 @@ def test_merged_by_time(write: Callable[..., str]) -> None:
     opened = [Capture(name, source) for source, name in enumerate(names)]
     frames = [frame for batch in merged(opened) for frame in batch]
     assert [frame.source for frame in frames[:5]] == [0, 2, 1, 0, 1]
-    assert [frame.number for frame in frames] == list(range(1, len(names[:2]) + 2999))
+    assert [own_number(frame.number) for frame in frames[:5]] == [1, 1, 1, 2, 2]
+    assert [frame_name(frame.number) for frame in frames[2:5]] == [
+        "frame 1 of capture 2",
+        "frame 2 of capture 1",
+        "frame 2 of capture 2",
+    ]
+    assert len({frame.number for frame in frames}) == len(frames) == 3000
     for capture in opened:
         capture.close()
 

@@ -227,11 +227,35 @@ def test_several_files(
     second = other.save(tmp_path / "other.pcap")
     found = objects(capsys, capture, second)
     assert [(one["frame"], one["reason"], one["file"]) for one in found] == [
-        (3, "no-entry", second),
-        (6, "ack-over", capture),
+        (1, "no-entry", second),
+        (5, "ack-over", capture),
     ]
-    main(["replay", capture, second])
+    written = str(tmp_path / "written.pcapng")
+    main(["replay", capture, second, "--write", written])
     assert f"{second}: syn+ack without an entry" in capsys.readouterr().out
+    octets = Path(written).read_bytes()
+    assert b"frame 1 of capture 2: INVALID no-entry" in octets
+    assert b"frame 5 of capture 1: INVALID ack-over" in octets
+    # The number is the one that `explain` takes.
+    assert main(["explain", capture, "5"]) == 0
+    assert "INVALID" in capsys.readouterr().out
+
+
+def test_the_answered_packet_has_its_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    parts = [Conversation(), Conversation()]
+    talk = parts[0]
+    talk.open()
+    talk.server("A", 1, 9_000_001)
+    first = talk.save(tmp_path / "first.pcap")
+    parts[1].now = talk.now + 0.001
+    parts[1].client("R", 9_000_001)
+    second = parts[1].save(tmp_path / "second.pcap")
+    *_, reset = objects(capsys, "--all", first, second)
+    assert reset["file"] == second
+    assert reset["frame"] == 1
+    assert (reset["caused_by"]["frame"], reset["caused_by"]["file"]) == (4, first)
 
 
 def test_cut_capture(capture: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -423,7 +447,7 @@ def test_a_format_that_is_not_known_has_a_way_out(
 ) -> None:
     """An ERF capture has no magic number."""
     path = tmp_path / "a capture.erf"
-    path.write_bytes(bytes(64))
+    path.write_bytes(b"\x01" + bytes(63))
     for words in (["replay"], ["whatif", "--policy", "preset:strict"], ["explain"]):
         assert main([*words, str(path), *(["1"] if words == ["explain"] else [])]) == 2
         assert f"editcap -F pcap '{path}' OUT" in capsys.readouterr().err
