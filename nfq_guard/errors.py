@@ -30,6 +30,10 @@ EXIT_MEANINGS: Final = {
 }
 
 
+# Of a message; longer than the keys and paths that occur.
+_LONGEST_KEY: Final = 400
+
+
 class NfqGuardError(Exception):
     """One line for the operator; `exit_status` is what the command ends with."""
 
@@ -87,7 +91,8 @@ class Mistake(NamedTuple):
 
     def __str__(self) -> str:
         """The mistake as `check` prints it, without the name of the file."""
-        where = f"{self.key}: " if self.key else ""
+        key = self.key if len(self.key) <= _LONGEST_KEY else self.key[:_LONGEST_KEY] + "..."
+        where = f"{key}: " if key else ""
         at = f" (line {self.line})" if self.line else ""
         return f"{where}expected {self.expected}, found {self.found}{at}"
 

@@ -5,7 +5,7 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Final, final
@@ -15,7 +15,7 @@ from nfq_guard.policy.default import default_model
 from nfq_guard.policy.matcher import CompiledPolicy, compile_policy
 from nfq_guard.policy.model import PolicyModel
 from nfq_guard.policy.parse import Reading, parse_policy, read_policy
-from nfq_guard.policy.values import one_of, suggestion
+from nfq_guard.policy.values import one_of, shown, suggestion
 from nfq_guard.toml_lines import line_of, lines_of
 
 PRESET_PREFIX: Final = "preset:"
@@ -25,8 +25,16 @@ LARGEST_FILE_BYTES: Final = 1 << 20
 # tomllib's memory grows with the square of a key's parts: 2.4 GB for 20,000 parts. Keys of a
 # configuration have three. "++" gives nothing back, and a name has one beginning: no backtracking.
 _MOST_PARTS: Final = 16
-_PART: Final = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+"""
-_LONG_KEY: Final = re.compile(rf"(?<![\w-])(?:{_PART}){{{_MOST_PARTS}}}")
+_PART: Final = r"""(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')"""
+# Tokens, as far as they tell a key from a comment and from a string with dots.
+_TOKEN: Final = re.compile(
+    r"""#[^\n]*+|\"{3}(?:[^"\\]|\\.|"(?!""))*+"{3,5}|'{3}(?:[^']|'(?!''))*+'{3,5}"""
+    rf"|(?P<long>(?:{_PART}[ \t]*+\.[ \t]*+){{{_MOST_PARTS}}})|{_PART}|.",
+    re.DOTALL,
+)
+# Python refuses to convert more.
+_MANY_DIGITS: Final = re.compile(r"[0-9](?:_?[0-9]){4300,}+")
+_BYTE_ORDER_MARK: Final = "\ufeff"
 
 ReadFile = Callable[[str | Path], bytes]
 """Reads a whole file of a configuration; raises ConfigError where that fails."""
@@ -87,28 +95,93 @@ def parse_toml(content: bytes, source: str) -> dict[str, object]:
         column = error.start - (content.rfind(b"\n", 0, error.start) + 1) + 1
         found = f"the byte 0x{content[error.start]:02x}"
         raise ConfigError(source, [Mistake(f"{line}:{column}", "valid UTF-8", found)]) from None
-    for row, words in enumerate(text.split("\n"), 1):
-        if words.count(".") >= _MOST_PARTS and _LONG_KEY.search(words):
-            expected = f"keys of at most {_MOST_PARTS} parts"
-            raise ConfigError(source, [Mistake(f"{row}:1", expected, "more")])
+    if text.startswith(_BYTE_ORDER_MARK):
+        found = "a byte order mark (U+FEFF) before it: save the file without"
+        raise ConfigError(source, [Mistake("1:1", "valid TOML", found)])
+    row = _long_key_row(text)
+    if row:
+        expected = f"keys of at most {_MOST_PARTS} parts"
+        raise ConfigError(source, [Mistake(f"{row}:1", expected, "more")])
     try:
-        return tomllib.loads(text)
+        tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         where, what = _place(str(error), text)
         raise ConfigError(source, [Mistake(where, "valid TOML", what)]) from None
-    except (RecursionError, ValueError) as error:
-        # Arrays nested too deep, or a number with too many digits.
-        raise ConfigError(source, [Mistake("", "valid TOML", type(error).__name__)]) from None
+    except RecursionError:
+        found = "arrays or tables that are nested too deeply"
+        raise ConfigError(source, [Mistake("", "valid TOML", found)]) from None
+    except ValueError:
+        digits = _MANY_DIGITS.search(text)
+        where = "" if digits is None else _row_and_column(text, digits.start())
+        found = "a number with too many digits"
+        raise ConfigError(source, [Mistake(where, "valid TOML", found)]) from None
+    zeros = [
+        Mistake(key, "text without a NUL character", shown(found))
+        for key, found in _texts(tables)
+        if "\0" in found
+    ]
+    if zeros:
+        raise ConfigError(source, with_lines(zeros, content))
+    return tables
 
 
-def with_lines(mistakes: Iterable[Mistake], content: bytes) -> list[Mistake]:
+def _long_key_row(text: str) -> int:
+    """The row of the first key of too many parts; 0 without one."""
+    # Few files have so many dots in a line.
+    if all(line.count(".") < _MOST_PARTS for line in text.split("\n")):
+        return 0
+    for token in _TOKEN.finditer(text):
+        if token["long"] is not None:
+            return text.count("\n", 0, token.start()) + 1
+    return 0
+
+
+def _row_and_column(text: str, at: int) -> str:
+    return f"{text.count(chr(10), 0, at) + 1}:{at - text.rfind(chr(10), 0, at)}"
+
+
+def _texts(value: object, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every string in a document, names of keys included, with its key path."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _texts(item, f"{key}[{index}]")
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            path = f"{key}.{name}" if key else name
+            yield path, name
+            yield from _texts(item, path)
+
+
+def with_lines(
+    mistakes: Iterable[Mistake], content: bytes, included: Mapping[str, bytes] | None = None
+) -> list[Mistake]:
     """The mistakes with the lines of their keys in `content`.
 
-    A missing key has the line of its table.
+    A missing key has the line of its table. A key of an included file, which it names first, has
+    its line in that file.
+
+    Args:
+        mistakes: Those with a line keep it.
+        content: The file of the other keys.
+        included: The content of the files that it includes, by path.
     """
-    lines = lines_of(content.decode("utf-8", "replace"))
+    lines = {"": lines_of(content.decode("utf-8", "replace"))}
+    others = {os.path.realpath(name): octets for name, octets in (included or {}).items()}
+
+    def line(key: str) -> int:
+        source, inside, rest = key.removeprefix("(").partition(") ")
+        if not (inside and key.startswith("(")):
+            return line_of(key, lines[""])
+        if source not in others:
+            return 0
+        if source not in lines:
+            lines[source] = lines_of(others[source].decode("utf-8", "replace"))
+        return line_of(rest, lines[source])
+
     return [
-        mistake if mistake.line else mistake._replace(line=line_of(mistake.key, lines))
+        mistake if mistake.line else mistake._replace(line=line(mistake.key))
         for mistake in mistakes
     ]
 
@@ -141,18 +214,24 @@ def load_policy(reference: str, read: ReadFile = read_file) -> PolicyModel:
     Raises:
         ConfigError: With every mistake.
     """
-    source, tables = load_table(reference, read)
-    shown = reference if reference.startswith(PRESET_PREFIX) else str(Path(reference))
+    files: dict[str, bytes] = {}
+
+    def kept(name: str | Path) -> bytes:
+        return files.setdefault(str(name), read(name))
+
+    source, tables = load_table(reference, kept)
+    named = reference if reference.startswith(PRESET_PREFIX) else str(Path(reference))
     if "policy" not in tables:
-        raise ConfigError(shown, [Mistake("policy", "a table [policy]", "nothing")])
+        raise ConfigError(named, [Mistake("policy", "a table [policy]", "nothing")])
     try:
         return parse_policy(
-            tables["policy"], source=shown, includes=FileIncludes(source, shown, read)
+            tables["policy"], source=named, includes=FileIncludes(source, named, kept)
         )
     except ConfigError as error:
         if reference.startswith(PRESET_PREFIX):
             raise
-        raise ConfigError(error.source, with_lines(error.mistakes, read(reference))) from None
+        content = kept(Path(reference))
+        raise ConfigError(error.source, with_lines(error.mistakes, content, files)) from None
 
 
 def read_table(table: object, source: str, read: ReadFile = read_file) -> Reading:

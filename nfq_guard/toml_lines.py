@@ -31,7 +31,11 @@ def lines_of(text: str) -> dict[str, int]:
 
 
 def line_of(key: str, lines: dict[str, int]) -> int:
-    """The line of a key, or of the nearest enclosing one; 0 for a key of another file."""
+    """The line of a key, or of the nearest enclosing one; 0 for a key of another file.
+
+    What follows the key in parentheses, such as the file that an include names, is ignored.
+    """
+    key = key.partition(" (")[0]
     while key:
         if key in lines:
             return lines[key]

@@ -164,7 +164,7 @@ class MistakeRecord(TypedDict):
         expected: The values that are accepted.
         found: The value in the file.
         suggestion: A similar valid value; empty without one.
-        line: Its line in the file, from 1; 0 if unknown.
+        line: Its line, from 1, in the included file if `key` names one; 0 if unknown.
     """
 
     key: str

@@ -241,7 +241,7 @@ class _Reader:
                 self.note(
                     f"{key}.{name}",
                     f"one of the keys {one_of(known)}",
-                    f"{name!r}{_suggested_key(name, known)}",
+                    f"{shown(name)}{_suggested_key(name, known)}",
                 )
 
     def _action(self, found: object, key: str, words: tuple[str, ...]) -> Action | None:

@@ -3,7 +3,7 @@
 
 import ipaddress
 import re
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from typing import Final, assert_never
 
 from nfq_guard.policy.fields import LAST_MARK, Field, Kind
@@ -22,6 +22,8 @@ _OTHER_RANGE: Final = re.compile(r"([0-9]{1,12})\s*(?:-|:|\.\.\.)\s*([0-9]{1,12}
 _MARK: Final = re.compile(MARK_PATTERN)
 _LONGEST_INTERFACE: Final = 15  # IFNAMSIZ without the terminating NUL
 _LONGEST_SHOWN: Final = 60
+_SHORT_WORD: Final = 4
+_SHORT_WORD_RATIO: Final = 0.75
 # The text that `suggestion` appends.
 _SUGGESTED: Final = re.compile(r" \(did you mean (?P<quote>['\"])(?P<word>.*)(?P=quote)\?\)$")
 
@@ -54,8 +56,18 @@ def suggestion(found: object, known: tuple[str, ...]) -> str:
     # Leading hyphens are common to all options, and are ignored.
     plain = found.strip().lower().replace("_", "-").replace(" ", "-").lstrip("-")
     folded = {word.lower().replace("_", "-").lstrip("-"): word for word in known}
-    near = get_close_matches(plain, list(folded), n=1, cutoff=0.65)
-    return f" (did you mean {folded[near[0]]!r}?)" if near else ""
+    near = get_close_matches(plain, list(folded), n=3, cutoff=0.65)
+    meant = next((word for word in near if _is_typo(plain, word)), None)
+    return "" if meant is None else f" (did you mean {folded[meant]!r}?)"
+
+
+def _is_typo(found: str, near: str) -> bool:
+    """Whether a word is near enough to another: short words resemble each other by chance."""
+    return (
+        len(found) > _SHORT_WORD
+        or sorted(found) == sorted(near)
+        or SequenceMatcher(None, near, found).ratio() >= _SHORT_WORD_RATIO
+    )
 
 
 def split_suggestion(text: str) -> tuple[str, str]:

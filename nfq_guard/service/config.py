@@ -15,8 +15,8 @@ from nfq_guard.engine import Mode
 from nfq_guard.errors import ConfigError, Mistake
 from nfq_guard.policy.decision import Action, Policy
 from nfq_guard.policy.matcher import CompiledPolicy, compile_policy
-from nfq_guard.policy.model import RESERVED_NAMES, PolicyModel
-from nfq_guard.policy.values import shown
+from nfq_guard.policy.model import POLICY_KEYS, RESERVED_NAMES, PolicyModel
+from nfq_guard.policy.values import shown, suggestion
 from nfq_guard.policyfile import (
     ReadFile,
     read_file,
@@ -142,7 +142,7 @@ def read_config(path: Path | None, read: ReadFile = read_file) -> ConfigReading:
         source=tables.source,
         settings=None if tables.mistakes else tables.settings,
         config=config,
-        mistakes=tuple(with_lines(mistakes, files.get(tables.source, b""))),
+        mistakes=tuple(with_lines(mistakes, files.get(tables.source, b""), files)),
     )
 
 
@@ -224,6 +224,14 @@ def _facts(model: PolicyModel) -> PolicyFacts:
     return PolicyFacts(source=model.source, digest=digest, rules=len(model.rules))
 
 
+def _meant_by(key: str) -> str:
+    """A suggestion for a key outside of both tables."""
+    for table, keys in ((TABLE, Settings.__struct_fields__), (_POLICY_TABLE, POLICY_KEYS)):
+        if key in keys:
+            return suggestion(key, (key,)).replace(repr(key), repr(f"{table}.{key}"))
+    return suggestion(key, (TABLE, _POLICY_TABLE))
+
+
 @final
 class _Tables(NamedTuple):
     """The tables of a file; the policy is not parsed yet."""
@@ -248,7 +256,11 @@ def _read_tables(path: Path | None, read: ReadFile) -> _Tables:
         table = {}
     settings = parse_settings(table, mistakes)
     mistakes += [
-        Mistake(key, f"the tables [{TABLE}] and [{_POLICY_TABLE}]", f"unknown key {key!r}")
+        Mistake(
+            key,
+            f"the tables [{TABLE}] and [{_POLICY_TABLE}]",
+            f"unknown key {shown(key)}{_meant_by(key)}",
+        )
         for key in document
     ]
     if policy is not None and not isinstance(policy, dict):

@@ -218,7 +218,9 @@ def parse_settings(table: Mapping[str, Any], mistakes: list[Mistake]) -> Setting
         path = f"{TABLE}.{key}"
         if key not in hints:
             hint = suggestion(key, tuple(hints))
-            mistakes.append(Mistake(path, f"a setting of the daemon{hint}", f"unknown key {key!r}"))
+            mistakes.append(
+                Mistake(path, f"a setting of the daemon{hint}", f"unknown key {shown(key)}")
+            )
             continue
         try:
             good[key] = msgspec.convert(value, hints[key])
@@ -264,6 +266,12 @@ def _check_texts(settings: Settings, mistakes: list[Mistake]) -> None:
                 shown(settings.pods_dir),
             )
         )
+
+
+def bounds(name: str) -> tuple[int, int]:
+    """The lowest and the highest value of a setting that is a whole number."""
+    _, meta = get_args(get_type_hints(Settings, include_extras=True)[name])
+    return meta.ge, meta.le
 
 
 def expected_value(hint: Any) -> str:  # noqa: ANN401 - a type, as `get_type_hints` gives it

@@ -27,7 +27,11 @@ def test_no_other_page() -> None:
 
 
 def test_every_exit_status_has_a_meaning() -> None:
-    named = {value for value in vars(errors).values() if isinstance(value, int)}
+    named = {
+        value
+        for name, value in vars(errors).items()
+        if name.startswith("EXIT_") and isinstance(value, int)
+    }
     assert set(errors.EXIT_MEANINGS) == named
 
 

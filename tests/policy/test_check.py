@@ -180,3 +180,43 @@ def test_a_suggestion_has_a_field_of_its_own(
         "line": 2,
     }
     assert (mode["suggestion"], mode["line"]) == ("", 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[daemon]\nqueue = 1\n\nshadow = "preset:nosuch"\n', "(line 4)"),
+        ("[deamon]\nqueue = 1\n", "unknown key 'deamon' (did you mean 'daemon'?) (line 1)"),
+        ('mode = "enforce"\n', "unknown key 'mode' (did you mean 'daemon.mode'?) (line 1)"),
+        ("[[rule]]\n", "unknown key 'rule' (did you mean 'policy.rule'?) (line 1)"),
+        ('[[policy.rule]]\nnot.not = 1\naction = "drop"\n', "found 'not' (line 2)"),
+        *(
+            (f'[daemon]\n\n{name} = "/x\\u0000"\n', f"daemon.{name}: expected text without a NUL")
+            for name in (
+                "log",
+                "shadow",
+                "events_file",
+                "capture_dir",
+                "metrics_file",
+                "control_socket",
+                "user",
+            )
+        ),
+        ('[policy]\ninclude = "a\\u0000"\n', "text without a NUL character"),
+    ],
+)
+def test_what_is_meant_and_where(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, said: str
+) -> None:
+    path = tmp_path / "file.toml"
+    path.write_text(text, encoding="utf-8")
+    assert main(["check", str(path)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_long_key_is_cut(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "file.toml"
+    for table in ("", "[daemon]\n", "[policy]\n"):
+        path.write_text(f"{table}{'k' * 100_000} = 1\n", encoding="utf-8")
+        assert main(["check", str(path)]) == 2
+        assert len(capsys.readouterr().err) < 1500

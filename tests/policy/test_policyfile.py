@@ -25,8 +25,14 @@ def _said(path: Path) -> str:
         (b"[policy]\ndefault = \xff", "2:11: expected valid UTF-8, found the byte 0xff"),
         (b'[policy]\ndefault = "a', "2:13: expected valid TOML, found"),
         (b"[policy\n", "1:8: expected valid TOML, found"),
-        (b"a = " + b"[" * 100_000, "expected valid TOML, found"),
-        (b"a = " + b"9" * 5_000, "expected valid TOML, found"),
+        (b"a = " + b"[" * 100_000, "expected valid TOML, found arrays or tables that are nested"),
+        (b"\na = " + b"9" * 5_000, "2:5: expected valid TOML, found a number with too many digits"),
+        (b"\xef\xbb\xbf[policy]\n", "1:1: expected valid TOML, found a byte order mark (U+FEFF)"),
+        (
+            b'[policy]\n[[policy.rule]]\nsrc = ["a", "b\\u0000"]',
+            "policy.rule[0].src[1]: expected text without a NUL character, found 'b\\x00' (line 3)",
+        ),
+        (b'x = """a"""""\n' + b"a." * 20, "2:1: expected keys of at most 16 parts, found more"),
         (b"", "policy: expected a table [policy], found nothing"),
         (b"\0", "1:1: expected valid TOML, found"),
         (b"[policy]\n" + b"a." * 1_000, "2:1: expected keys of at most 16 parts, found more"),
@@ -46,6 +52,11 @@ def test_long_values_are_no_long_keys(tmp_path: Path) -> None:
     value = "ends here... " * 30 + "10.0.0.0/8, " * 30
     path.write_text(f"[policy] # {value}\nx = '{value}'\na.b.c = 1.5\n", encoding="ascii")
     assert read_toml(path)["policy"] == {"x": value, "a": {"b": {"c": 1.5}}}
+    # A name with as many parts as a long key has, in a comment and in strings of every kind.
+    name = ".".join("8b7c6d5e4f3a29180000000000000000") + ".ip6.arpa"
+    text = f'# {name}\na="{name}"\nb=\'{name}\'\nc="""\n{name}"""\n'
+    path.write_text(text, encoding="ascii")
+    assert read_toml(path) == dict.fromkeys("abc", name)
 
 
 def test_no_such_file(tmp_path: Path) -> None:
@@ -132,10 +143,36 @@ def test_the_lines_of_mistakes(tmp_path: Path) -> None:
     assert "'alow' (did you mean 'allow'?) (line 2)" in str(refused.value)
 
 
-def test_a_mistake_of_an_included_file_has_no_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "key", "line"),
+    [
+        ('# a\n# b\n\n[policy]\n# c\ninclude = "preset:nosuch"\n', "policy.include", 6),
+        (
+            '[policy]\ninclude = [\n "preset:default",\n "no (such).toml",\n]\n',
+            "policy.include[1]",
+            4,
+        ),
+        ('[policy]\ndefault = "allow"\ninclude = 7\n', "policy.include", 3),
+    ],
+)
+def test_the_line_of_an_include(tmp_path: Path, text: str, key: str, line: int) -> None:
+    file = tmp_path / "p.toml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as refused:
+        load_policy(str(file))
+    lines = {one.key.partition(" (")[0]: one.line for one in refused.value.mistakes}
+    assert lines[key] == line
+
+
+def test_a_mistake_of_an_included_file_has_its_line_there(tmp_path: Path) -> None:
     (tmp_path / "more.toml").write_text("[policy]\nnonsense = 1\n", encoding="utf-8")
     file = tmp_path / "p.toml"
     file.write_text('[policy]\ninclude = "more.toml"\n', encoding="utf-8")
     with pytest.raises(ConfigError) as refused:
         load_policy(str(file))
-    assert [one.line for one in refused.value.mistakes if "nonsense" in one.key] == [0]
+    assert [one.line for one in refused.value.mistakes if "nonsense" in one.key] == [2]
+    text = '[policy]\n\ninclude = "preset:nosuch"\n'
+    (tmp_path / "more.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as refused:
+        load_policy(str(file))
+    assert [one.line for one in refused.value.mistakes if "nosuch" in str(one)] == [3]
