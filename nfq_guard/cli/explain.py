@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nfq_guard.cli import replay_run as replaying
 from nfq_guard.cli.explain_text import explanation_text
-from nfq_guard.cli.options import add_format
+from nfq_guard.cli.options import add_format, whole_number
 from nfq_guard.cli.terminal import columns, fitted, printable, wants_colour, write_json
 from nfq_guard.errors import EXIT_OK, UsageError
 from nfq_guard.replay.explanation import explain
@@ -23,15 +23,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "policy does."
     )
     parser.add_argument("capture", metavar="CAPTURE", help="a capture; it is read several times")
-    parser.add_argument("frame", metavar="FRAME", type=int, help="number of the frame, from 1")
+    parser.add_argument(
+        "frame",
+        metavar="FRAME",
+        type=whole_number(1),
+        help="number of the frame, from 1",
+    )
     add_format(parser)
     replaying.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the explanation."""
-    if args.frame < 1:
-        raise UsageError(f"FRAME: expected a number from 1, found {args.frame}")
     path = Path(args.capture)
     if path.exists() and not path.is_file():
         raise UsageError(f"CAPTURE: {args.capture} cannot be read twice; save it to a file")

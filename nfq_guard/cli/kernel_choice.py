@@ -7,6 +7,7 @@ from typing import Final
 
 from nfq_guard.cli.terminal import paint
 from nfq_guard.conntrack.kernel_rules import KERNELS, KernelGuess, guess_rules
+from nfq_guard.errors import UsageError
 from nfq_guard.names import visible
 from nfq_guard.probe.recognise import LIVE, recognise
 from nfq_guard.telemetry.palette import Style
@@ -24,7 +25,11 @@ def kernel_of(name: str) -> KernelGuess:
         NfqGuardError: `name` is not a kernel, or the running kernel cannot be examined.
     """
     if name != LIVE:
-        guess = guess_rules(name)
+        try:
+            guess = guess_rules(name)
+        except UsageError as error:
+            problem = str(error).removeprefix("kernel release: ")
+            raise UsageError(f"--kernel: {problem}") from None
         if guess.doubt:
             warn(f"--kernel {name}: the rules of {guess.rules.name} are a guess: {guess.doubt}")
         return guess

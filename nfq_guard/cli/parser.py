@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 # Argparse's message about a word that is not among the choices, quoted or not.
 _NO_CHOICE: Final = re.compile(r"invalid choice: '(?P<found>.*)' \(choose from (?P<known>.*)\)")
 _UNRECOGNIZED: Final = "unrecognized arguments: "
+_COMMAND: Final = "argument COMMAND: "
+# Neither a number nor `-` for a standard stream.
+_OPTION: Final = re.compile(r"-[^\d.]")
 _REQUIRED: Final = "the following arguments are required: "
 
 # Names that other programs use for our commands.
@@ -77,9 +80,15 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Never:
         """Write the message with a reference to the help, and exit with `EXIT_USAGE`."""
         parser = self.last()
-        if message.startswith(_REQUIRED) and (unknown := parser.unknown(self.words or ())):
+        words = list(self.words or ())
+        choice = _NO_CHOICE.search(message)
+        if choice is not None and choice["found"] in words:
+            # The value of an unknown option before the command was taken for the command.
+            words = words[: words.index(choice["found"])]
+        if (choice is not None and message.startswith(_COMMAND)) or message.startswith(_REQUIRED):
             # The missing argument may belong to a mistyped option.
-            message = _UNRECOGNIZED + unknown
+            unknown = parser.unknown(words)
+            message = _UNRECOGNIZED + unknown if unknown else message
         self.exit(
             EXIT_USAGE, f"nfq-guard: {self._meant(parser, message)} (see {parser.prog} --help)\n"
         )
@@ -93,12 +102,14 @@ class Parser(argparse.ArgumentParser):
 
     def unknown(self, words: Iterable[str]) -> str:
         """The first word that is an option unknown to this parser."""
-        known = options(self)
+        known = {name for action in arguments(self) for name in action.option_strings}
         for word in words:
             if word == "--":
                 break
             name = word.partition("=")[0]
-            if word.startswith("--") and name not in known:
+            # A short option may have its value in the same word.
+            short = not word.startswith("--")
+            if _OPTION.match(word) and (word[:2] if short else name) not in known:
                 return name
         return ""
 

@@ -70,7 +70,7 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--assume-nat",
-        choices=list(NAT_STATUS),
+        choices=[str(nat) for nat in NAT_STATUS],
         metavar="NAT",
         default="none",
         help="how the host translates these flows, for the policy; a capture does not show it: "

@@ -8,7 +8,7 @@ from typing import TypedDict
 
 import msgspec
 
-from nfq_guard.cli.options import add_config, add_format, add_last_good, add_result
+from nfq_guard.cli.options import add_config, add_format, add_last_good, add_result, whole_number
 from nfq_guard.cli.terminal import complain, json_text
 from nfq_guard.engine import Mode
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, ConfigError, UsageError
@@ -20,7 +20,7 @@ from nfq_guard.names import visible
 from nfq_guard.policy.values import one_of
 from nfq_guard.service.firewall_spec import fail_mode_of, firewall_of
 from nfq_guard.service.last_good import load_settings
-from nfq_guard.service.settings import QUEUES, Settings, parse_queues
+from nfq_guard.service.settings import QUEUES, Settings, bounds, parse_queues
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=actions, metavar="ACTION", help=", ".join(actions))
     parser.add_argument(
         "--backend",
-        choices=("auto", *Backend, *Native),
+        choices=("auto", *map(str, (*Backend, *Native))),
         metavar="NAME",
         help="legacy, nft or nftables, or auto: the backend that has the guard's rules, else the "
         "one that has other rules, "
@@ -39,16 +39,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--family", choices=("4", "6", "both"), help="IPv4, IPv6 or both (default: as configured)"
     )
     queues = parser.add_mutually_exclusive_group()
-    queues.add_argument("--queue", metavar="N", type=int, help="number of the queue")
+    queues.add_argument(
+        "--queue",
+        metavar="N",
+        type=whole_number(*bounds("queue")),
+        help="number of the queue",
+    )
     queues.add_argument("--queues", metavar="A:B", help="share the load among several queues")
     parser.add_argument(
         "--fail-mode",
-        choices=tuple(FailMode),
+        choices=tuple(map(str, FailMode)),
         metavar="MODE",
         help=f"treatment of packets that are not judged: {one_of(tuple(FailMode))}",
     )
     parser.add_argument(
-        "--max-rate-pps", metavar="N", type=int, help="limit of queued packets per second"
+        "--max-rate-pps",
+        metavar="N",
+        type=whole_number(*bounds("max_rate_pps")),
+        help="limit of queued packets per second; 0 for none",
     )
     add_config(parser)
     add_last_good(parser)
@@ -172,7 +180,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         changes |= {"queue": args.queue, "queues": ""}
     if args.queues is not None:
         if parse_queues(args.queues) is None:
-            raise UsageError(f"queues: expected A:B with {QUEUES}, found {args.queues!r}")
+            raise UsageError(f"--queues: expected A:B with {QUEUES}, found {args.queues!r}")
         changes["queues"] = args.queues
     return msgspec.structs.replace(load_settings(args.config, args.last_good), **changes)
 

@@ -7,14 +7,14 @@ from functools import partial
 
 import msgspec
 
-from nfq_guard.cli.options import add_config, add_last_good
+from nfq_guard.cli.options import add_config, add_last_good, whole_number
 from nfq_guard.engine import Mode
 from nfq_guard.errors import EXIT_INTERRUPTED, EXIT_OK, UsageError
 from nfq_guard.firewall.legacy_copy import LegacyCopy
 from nfq_guard.firewall.spec import LAST_QUEUE
 from nfq_guard.raw_rules import RawReading
 from nfq_guard.service import assemble, privileges
-from nfq_guard.service.settings import QUEUES, Settings, parse_queues
+from nfq_guard.service.settings import QUEUES, Settings, bounds, parse_queues
 from nfq_guard.telemetry.events import Event
 
 
@@ -28,7 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="enforce: apply verdicts; dry-run: accept every packet and record what would be done",
     )
     queues = parser.add_mutually_exclusive_group()
-    queues.add_argument("--queue", type=int, metavar="N", help="number of the queue")
+    queues.add_argument(
+        "--queue",
+        type=whole_number(*bounds("queue")),
+        metavar="N",
+        help="number of the queue",
+    )
     queues.add_argument("--queues", metavar="A:B", help="several queues, one worker each")
     rules = parser.add_mutually_exclusive_group()
     rules.add_argument(
@@ -80,8 +85,6 @@ def _overridden(settings: Settings, args: argparse.Namespace) -> Settings:
     if args.keep_rules:
         changes["rules"] = "keep"
     if args.queue is not None:
-        if not 0 <= args.queue <= LAST_QUEUE:
-            raise UsageError(f"--queue: expected 0 to {LAST_QUEUE}, found {args.queue}")
         changes["queue"] = args.queue
         changes["queues"] = ""
     if args.queues is not None:

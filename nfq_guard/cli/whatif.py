@@ -16,12 +16,14 @@ from nfq_guard.errors import EXIT_OK, UsageError
 from nfq_guard.flow import Hook
 from nfq_guard.names import counted
 from nfq_guard.policy.decision import Action
+from nfq_guard.policy.matcher import compile_policy
 from nfq_guard.policyfile import load_compiled
 from nfq_guard.replay.outcome import Outcome
 from nfq_guard.replay.replayer import Replayer
 from nfq_guard.replay.settings import ReplaySettings
 from nfq_guard.replay.words import UNTRANSLATED
 from nfq_guard.resets import RESET_WITHIN_S
+from nfq_guard.service.config import DEFAULT_PATH, load_config
 from nfq_guard.telemetry.palette import Style
 from nfq_guard.telemetry.reader import EventReader, Unrecorded
 from nfq_guard.whatif.conversations import Fate
@@ -63,8 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--policy",
         metavar="FILE",
         action="append",
-        required=True,
-        help="a file or preset:NAME; give it twice to compare two policies",
+        default=[],
+        help="a file or preset:NAME; give it twice to compare two policies (default: the policy of "
+        f"{DEFAULT_PATH})",
     )
     add_format(parser)
     replaying.add_decapsulate(parser)
@@ -74,9 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate the policies on the recording."""
     if len(args.policy) > 2:
-        raise UsageError(f"--policy: expected one or two, found {len(args.policy)}")
+        raise UsageError(f"--policy: expected at most two, found {len(args.policy)}")
     settings = replaying.settings_of(args, every=True, decapsulate=args.decapsulate)
     policies = [load_compiled(reference) for reference in args.policy]
+    if not policies:
+        policies.append(compile_policy(load_config(None).model))
     unrecorded = None
     untranslated = False
     with opened(args.recording) as stream:

@@ -35,7 +35,7 @@ SPEAKING = ["check", "--explain-rule", "preset:default"]
         (["check", "--nothing-like-it"], "unrecognized arguments: --nothing-like-it (see"),
         (
             ["run", "--queue", "x"],
-            "argument --queue: invalid int value: 'x' (see nfq-guard run --help)",
+            "argument --queue: expected a whole number from 0 to 65535, found 'x' (see",
         ),
         (["run", "extra"], "unrecognized arguments: extra (see nfq-guard run --help)"),
         (["rules"], "the following arguments are required: ACTION (see nfq-guard rules --help)"),
@@ -51,6 +51,14 @@ SPEAKING = ["check", "--explain-rule", "preset:default"]
             ["run", "--mod", "enforce"],
             "unrecognized arguments: --mod enforce (did you mean '--mode'?)",
         ),
+        (["--colour", "always", "status"], "arguments: --colour (did you mean '--color'?)"),
+        (["-x"], "unrecognized arguments: -x (see nfq-guard --help)"),
+        (["a b"], "invalid choice: 'a b' (choose from"),
+        (["replay", "x", "--assume-nat", "foo"], "(choose from 'none', 'snat', 'dnat', 'both')"),
+        (["rules", "show", "--backend", "nftable"], "(did you mean 'nftables'?)"),
+        (["rules", "show", "--fail-mode", "clsed"], "(did you mean 'closed'?)"),
+        (["rules", "show", "--queue", "70000"], "--queue: expected a whole number from 0 to 65535"),
+        (["rules", "show", "--max-rate-pps", "-1"], "--max-rate-pps: expected a whole number"),
         (["--debg", "check"], "unrecognized arguments: --debg (did you mean '--debug'?)"),
         (
             ["check", "--version"],

@@ -57,7 +57,7 @@ def commands() -> Iterator[str]:
 def inline_commands() -> Iterator[str]:
     """Calls in the middle of a sentence."""
     for page in site_pages.pages():
-        for found in re.findall(rf"`{_PROGRAM} ([^`\n]+)`", read(page)):
+        for found in re.findall(rf"`(?:[^`\n]*\| )?{_PROGRAM} ([^`\n]+)`", read(page)):
             if not _FORMS.search(found):
                 yield found
 
@@ -74,7 +74,7 @@ def test_each_command_in_a_sentence_is_one() -> None:
     """Or the name of one, or of one of its options."""
     for line in sorted({*inline_commands()}):
         words = shlex.split(line)
-        if words[-1].startswith("-"):
+        if words[-1].startswith("--"):
             known = parser_for(words[0])._option_string_actions
             assert all(word in known for word in words[1:] if word.startswith("-")), line
         elif any(word.startswith("-") for word in words):

@@ -88,10 +88,10 @@ def test_each_family_has_the_one_table_of_nftables(capsys: pytest.CaptureFixture
     assert four["rules"].splitlines()[1] == "delete table inet nfq_guard"
 
 
-@pytest.mark.parametrize("words", [["--queues", "a:b"], ["--queues", "3:2"], ["--queue", "70000"]])
+@pytest.mark.parametrize("words", [["--queues", "a:b"], ["--queues", "3:2"]])
 def test_queues_that_are_none(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rules", "show", *words]) == 2
-    assert "queues: expected" in capsys.readouterr().err
+    assert "--queues: expected" in capsys.readouterr().err
 
 
 @pytest.mark.kernel

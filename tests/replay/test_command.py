@@ -294,7 +294,7 @@ def test_unknown_link(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     ("words", "message"),
     [
         (["-", "-"], "CAPTURE: standard input can be read only once"),
-        (["--kernel", "new", "x"], "kernel release: expected"),
+        (["--kernel", "new", "x"], "--kernel: expected"),
         (["--flow", "nonsense", "x"], "--flow: expected"),
         (["--timeout", "ESTABLISHED", "x"], "--timeout: expected whole seconds for ESTABLISHED"),
         (["--timeout", "NONE=5", "x"], "--timeout: expected STATE=S with one of SYN_SENT"),

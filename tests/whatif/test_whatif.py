@@ -239,7 +239,7 @@ def test_missing_recording(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
 def test_three_policies(capsys: pytest.CaptureFixture[str], events: Path) -> None:
     three = ["--policy", "preset:strict"] * 3
     assert main(["whatif", str(events), *three]) == 2
-    assert "expected one or two, found 3" in capsys.readouterr().err
+    assert "expected at most two, found 3" in capsys.readouterr().err
 
 
 def test_mistakes_in_a_policy(capsys: pytest.CaptureFixture[str], events: Path) -> None:
@@ -334,3 +334,17 @@ def test_an_event_of_several_packets_behind_the_reset_that_they_caused(
     assert 1 < observe["false_negatives"]["packets"] < 51
     assert main(words) == 0
     assert "  numbers by the fate of the flow are estimates" in capsys.readouterr().out
+
+
+def test_without_a_policy_it_takes_the_configured_one(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = tmp_path / "events.jsonl"
+    events.touch()
+    file = tmp_path / "nfq-guard.toml"
+    monkeypatch.setattr("nfq_guard.service.config.DEFAULT_PATH", file)
+    for text, source in ((None, "preset:default"), ('[policy]\ndefault = "allow"\n', str(file))):
+        if text is not None:
+            file.write_text(text, encoding="utf-8")
+        assert main(["whatif", str(events)]) == 0
+        assert f"policy A: {source}" in capsys.readouterr().out
