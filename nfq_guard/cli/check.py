@@ -80,9 +80,9 @@ def run(args: argparse.Namespace) -> int:
     if args.schema:
         write_whole(orjson.dumps(config_schema(), option=orjson.OPT_INDENT_2).decode())
         return EXIT_OK
-    kernel = kernel_of(args.kernel).rules if args.kernel else rules_of(platform.release())
+    kernel = rules_of(platform.release()) if args.kernel is None else kernel_of(args.kernel).rules
     try:
-        source, model, choice, of_unit = _read(args.file)
+        source, model, choice, of_unit, notes = _read(args.file)
     except ConfigError as error:
         if args.format == "text":
             raise
@@ -92,9 +92,10 @@ def run(args: argparse.Namespace) -> int:
     found = [*cautions(model, kernel, choice), *of_unit]
     on_host = list(host.checks(host_rules.read(), compile_policy(model))) if args.host else None
     if args.format == "json":
-        write_json(_report(source, model, found, on_host, explain=args.explain), _plain)
-    elif found or not args.quiet:
-        _show(source, model, found, explain=args.explain)
+        shown = [*found, *notes]
+        write_json(_report(source, model, shown, on_host, explain=args.explain), _plain)
+    elif found or notes or not args.quiet:
+        _show(source, model, found, notes, explain=args.explain)
     if args.format == "text":
         for check in on_host or ():
             write_line(check_text(check).rstrip())
@@ -127,17 +128,19 @@ def attributes(docstring: str) -> dict[str, str]:
     return {name: " ".join(text.split()) for name, text in _ATTRIBUTE.findall(cleandoc(docstring))}
 
 
-def _read(file: str | None) -> tuple[str, PolicyModel, EvidenceChoice, list[Caution]]:
+def _read(
+    file: str | None,
+) -> tuple[str, PolicyModel, EvidenceChoice, list[Caution], list[Caution]]:
     """Read a preset, or a configuration file without any mistake.
 
-    Returns its source, its policy, the setting `evidence` if the policy is in the file, and
-    warnings about its settings.
+    Returns its source, its policy, the setting `evidence` if the policy is in the file, warnings
+    about its settings, and notes for a file that no unit of this host uses.
 
     Raises:
         ConfigError: It has mistakes, or settings that do not work in the service unit.
     """
     if file is not None and file.startswith(PRESET_PREFIX):
-        return file, load_policy(file), "auto", []
+        return file, load_policy(file), "auto", [], []
     path = None if file is None else Path(file)
     config = load_config(path)
     sandbox = unit.sandbox_of(path or DEFAULT_PATH, System())
@@ -146,14 +149,15 @@ def _read(file: str | None) -> tuple[str, PolicyModel, EvidenceChoice, list[Caut
     )
     if mistakes:
         raise ConfigError(config.source, mistakes)
-    of_unit = (
-        unit.cautions(config.settings, config.source)
-        if sandbox is None
-        else unit.unread_pods(config.settings, config.source, sandbox)
-    )
+    of_unit: list[Caution] = []
+    notes: list[Caution] = []
+    if sandbox is None:
+        notes += unit.cautions(config.settings, config.source)
+    else:
+        of_unit += unit.unread_pods(config.settings, config.source, sandbox)
     own = config.model.source == config.source
     choice: EvidenceChoice = config.settings.evidence if own else "auto"
-    return config.source, config.model, choice, list(of_unit)
+    return config.source, config.model, choice, of_unit, notes
 
 
 class MistakeRecord(TypedDict):
@@ -194,7 +198,8 @@ class ReportRecord(TypedDict):
         fine: Whether it can be used.
         rules: Number of rules; absent with mistakes.
         mistakes: All mistakes.
-        warnings: Rules and settings that deserve a look; absent with mistakes.
+        warnings: Rules and settings that deserve a look, also those that matter only to the service
+            unit, for a file that it does not use: `--strict` ignores these. Absent with mistakes.
         sentences: The policy in plain sentences, with `--explain-rule`.
         host: The effect of the host's other rules on allowed packets, with `--host`; checks as in
             `doctor --format json`.
@@ -237,10 +242,19 @@ def _plain(value: object) -> object:
     raise TypeError
 
 
-def _show(source: str, model: PolicyModel, found: list[Caution], *, explain: bool) -> None:
+def _show(
+    source: str,
+    model: PolicyModel,
+    found: list[Caution],
+    notes: list[Caution],
+    *,
+    explain: bool,
+) -> None:
     for warning in found:
         label = paint("warning:", Style.YELLOW, stream=sys.stderr)
-        sys.stderr.write(f"{label} {visible(f'{source}: {warning}')}\n")
+        sys.stderr.write(f"{label} {visible(f'{warning.source}: {warning}')}\n")
+    for note in notes:
+        sys.stderr.write(f"note: {visible(f'{note.source}: {note}')}\n")
     if explain:
         for sentence in policy_sentences(model):
             write_line(sentence)

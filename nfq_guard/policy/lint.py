@@ -204,7 +204,8 @@ def _never(reach: Reach, earlier: list[Reach], kernel: KernelRules) -> str:
         if unmet:
             return unmet
     rules = shadowing(reach, earlier)
-    if rules:
+    # A rule of an included policy that rules of the including file cover is replaced on purpose.
+    if rules and all(rule.source == reach.rule.source for rule in rules):
         names = tuple(f"{rule.key} ({rule.name})" for rule in rules)
         verb = "matches" if len(rules) == 1 else "match"
         return f"{one_of(names, 'and')} already {verb} all its packets"

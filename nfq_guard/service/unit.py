@@ -142,19 +142,17 @@ def cautions(settings: Settings, source: str) -> Iterator[Caution]:
             "the daemon; a drop-in with IPAddressAllow= names the networks that may connect",
         )
     for key, what, path in _written(settings):
-        if key in _ELSEWHERE and not _may_write(path, Sandbox()):
+        # A daemon without the unit has its control socket anywhere.
+        if key != "control_socket" and not _may_write(path, Sandbox()):
             of_file = "of " if what == "file" else ""
             yield Caution(
                 f"{TABLE}.{key}",
                 source,
                 "",
                 f"the service unit may write only in {', '.join(_WRITABLE)}; a drop-in with "
-                f"ReadWritePaths= adds the directory {of_file}{path}",
+                # The unit's directory is the root.
+                f"ReadWritePaths= adds the directory {of_file}{PurePosixPath('/', path)}",
             )
-
-
-# What a daemon without the unit seldom writes for itself alone.
-_ELSEWHERE: Final = frozenset({"metrics_file", "capture_dir"})
 
 
 def unread_pods(settings: Settings, source: str, sandbox: Sandbox) -> Iterator[Caution]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from nfq_guard.cli import main
+from nfq_guard.policyfile import preset_names
 
 SHADOWED = """
 [policy]
@@ -149,6 +150,9 @@ def test_defaults_name_the_file_that_does_not_exist(
         ('metrics_file = "/var/lib/node_exporter/guard.prom"', "ReadWritePaths="),
         ('capture_dir = "/srv/captures"', "adds the directory /srv/captures"),
         ('metrics_file = "/var/lib/nfq-guard/guard.prom"', ""),
+        ('events_file = "/srv/events.jsonl"', "adds the directory of /srv/events.jsonl"),
+        ('log = ["-", "journal", "log.jsonl"]', "adds the directory of /log.jsonl"),
+        ('control_socket = "/srv/control.sock"', ""),
     ],
 )
 def test_settings_that_the_unit_does_not_allow(
@@ -157,11 +161,35 @@ def test_settings_that_the_unit_does_not_allow(
     path = tmp_path / "c.toml"
     path.write_text(f"[daemon]\n{setting}\n")
     status, _, said = _run(capsys, "--strict", str(path))
-    assert status == (1 if warned else 0)
+    # The unit does not use the file.
+    assert status == 0
     assert warned in said
     assert bool(said) is bool(warned)
     key = setting.partition(" ")[0]
-    assert not warned or f"warning: {path}: daemon.{key}: " in said
+    assert not warned or f"note: {path}: daemon.{key}: " in said
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        *(f"preset:{name}" for name in preset_names()),
+        *map(str, sorted(Path("deploy").rglob("nfq-guard.toml"))),
+        "systemd/nfq-guard.toml",
+    ],
+)
+def test_shipped_files_have_no_warning(capsys: pytest.CaptureFixture[str], file: str) -> None:
+    assert _run(capsys, "--strict", "--kernel", "6.1", file)[0] == 0
+
+
+def test_a_warning_names_the_file_of_its_rule(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path, more = tmp_path / "file.toml", tmp_path / "more.toml"
+    path.write_text('[policy]\ninclude = "more.toml"\ndefault = "allow"\n', encoding="utf-8")
+    rule = '[[policy.rule]]\naction = "drop"\nsport = 7\n'
+    more.write_text(rule * 2, encoding="utf-8")
+    _, _, said = _run(capsys, str(path))
+    assert said.startswith(f"warning: {more}: policy.rule[1] ")
 
 
 def test_a_suggestion_has_a_field_of_its_own(
