@@ -223,6 +223,15 @@ def _zstd(raw: _Counted, name: str) -> tuple[_Reads, type[Exception]]:
     return _Zstd(reader, frames), module.ZstdError
 
 
+def _problem(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "it takes too much memory"
+    # The message of Python quotes bytes, and speaks of the file.
+    if isinstance(error, gzip.BadGzipFile) and str(error).startswith("Not a gzipped file"):
+        return "other data than gzip follows"
+    return str(error)
+
+
 class Source:
     """The decompressed contents of one file.
 
@@ -307,7 +316,7 @@ class Source:
         except EOFError:
             self._damage = DamagedError("the compressed file is truncated")
         except self._errors as error:
-            self._damage = DamagedError(f"decompression failed: {error}")
+            self._damage = DamagedError(f"decompression failed: {_problem(error)}")
         except OSError as error:
             self._damage = DamagedError(error.strerror or str(error))
         if self._damage is not None and missing == size:

@@ -11,7 +11,6 @@ from nfq_guard.cli.options import add_config, add_last_good, whole_number
 from nfq_guard.engine import Mode
 from nfq_guard.errors import EXIT_INTERRUPTED, EXIT_OK, UsageError
 from nfq_guard.firewall.legacy_copy import LegacyCopy
-from nfq_guard.firewall.spec import LAST_QUEUE
 from nfq_guard.raw_rules import RawReading
 from nfq_guard.service import assemble, privileges
 from nfq_guard.service.settings import QUEUES, Settings, bounds, parse_queues

@@ -9,7 +9,7 @@ from nfq_guard.cli.options import add_format
 from nfq_guard.cli.terminal import paint, write_json, write_line
 from nfq_guard.engine import Mode
 from nfq_guard.errors import EXIT_OK
-from nfq_guard.names import visible
+from nfq_guard.names import counted, visible
 from nfq_guard.service.status import (
     PolicyFacts,
     QueueStatus,
@@ -125,7 +125,7 @@ def _line(label: str, text: str) -> str:
 
 
 def _policy(policy: PolicyFacts) -> str:
-    return f"{policy.source}, {policy.rules} rules, hash {policy.digest}"
+    return f"{policy.source}, {counted(policy.rules, 'rule')}, hash {policy.digest}"
 
 
 def _on_trial(status: Status) -> str:
@@ -206,7 +206,7 @@ def _reload(status: Status) -> str:
 
 def _error(error: dict[str, Any]) -> str:
     rest = " ".join(
-        f"{key}={value}"
+        f"{key}={'; '.join(map(str, value)) if isinstance(value, list) else value}"
         for key, value in error.items()
         if key not in {"at", "event", "traceback", "octets"}
     )

@@ -6,15 +6,13 @@ force. With the copy a restart does so as well, and reports it. The daemon write
 steps of its unit that run as root read it, so these use nothing but settings from it.
 """
 
-import errno
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple, final
 
 import msgspec
 
-from nfq_guard.errors import ConfigError, Mistake
+from nfq_guard.errors import ConfigError, Mistake, OutputError
 from nfq_guard.outfile import replacing
 from nfq_guard.policyfile import LARGEST_FILE_BYTES, read_file
 from nfq_guard.service.config import Config, LoadedPolicy, load_config
@@ -79,10 +77,19 @@ def load(path: Path | None, copy: Path | None) -> Found:
     try:
         return Found(load_config(path))
     except ConfigError as error:
-        kept = None if copy is None else _read(copy)
-        if kept is not None:
-            with suppress(ConfigError):
+        if copy is None:
+            raise
+        try:
+            kept = _read(copy)
+            if kept is not None:
                 return Found(load_config(path, kept.read), error, kept.at)
+        except ConfigError as unusable:
+            # Otherwise nothing would say why the daemon does not start with the last good one.
+            mistakes = [
+                one._replace(key=f"(last good {copy}) {one.key}".rstrip(), line=0)
+                for one in unusable.mistakes
+            ]
+            raise ConfigError(error.source, [*error.mistakes, *mistakes]) from None
         raise
 
 
@@ -104,22 +111,34 @@ def save(copy: Path, loaded: LoadedPolicy) -> None:
     """Save a configuration as the last good one, atomically.
 
     Raises:
-        OSError: It cannot be written, or is too large to be read again.
+        OutputError: It cannot be written, or is too large to be read again.
     """
     content = msgspec.json.encode(Copy(at=timestamp(), files=dict(loaded.files)))
     if len(content) > _LARGEST_BYTES:
-        why = f"its files have more than {_LARGEST_BYTES >> 20} MiB in Base64"
-        raise OSError(errno.EFBIG, why, str(copy))
-    with replacing(copy) as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+        most = _LARGEST_BYTES >> 20
+        raise OutputError(f"{copy}: cannot be written: more than {most} MiB in Base64")
+    try:
+        with replacing(copy) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OutputError(f"{copy}: cannot be written: {error.strerror}") from None
 
 
 def _read(copy: Path) -> Copy | None:
-    """The last good configuration; None if there is none or it cannot be read."""
+    """The last good configuration; None if there is none.
+
+    Raises:
+        ConfigError: It cannot be read, or is damaged.
+    """
     try:
         content = read_file(copy, _LARGEST_BYTES)
         return msgspec.json.decode(content, type=Copy)
-    except (ConfigError, msgspec.DecodeError):
-        return None
+    except ConfigError:
+        if not os.path.lexists(copy):
+            return None
+        raise
+    except msgspec.DecodeError:
+        mistake = Mistake("", "a copy that a daemon has saved", "other content")
+        raise ConfigError(str(copy), [mistake]) from None

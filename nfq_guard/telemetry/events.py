@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, final
 import msgspec
 
 from nfq_guard.engine import Mode
+from nfq_guard.errors import NfqGuardError
 from nfq_guard.finding import BOUNDS, Reason
 from nfq_guard.flow import Evidence, Nat
 from nfq_guard.names import DirectionName, StatusName
@@ -57,8 +58,17 @@ def timestamp(at: float | None = None) -> str:
 
 
 def exception_texts(error: BaseException) -> tuple[str, str]:
-    """The texts of an exception for events: one line, and the traceback."""
-    return f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error))
+    """The texts of an exception for events: one line, and the traceback.
+
+    An error for the operator, and one of the system, say all; other exceptions have their name.
+    """
+    if isinstance(error, NfqGuardError):
+        text = str(error)
+    elif isinstance(error, OSError) and error.strerror:
+        text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    else:
+        text = f"{type(error).__name__}: {error}"
+    return text, "".join(traceback.format_exception(error))
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="event"):

@@ -194,6 +194,13 @@ def test_compressed_and_truncated(
     assert "the compressed file is truncated" in damage
 
 
+def test_gzip_followed_by_other_data(write: Callable[..., str]) -> None:
+    octets, damage = read(write(gzip.compress(made.pcap([(1, 0, A)])) + b"\xe5\x1dother"))
+    assert octets == [A]
+    assert damage is not None
+    assert damage.endswith("decompression failed: other data than gzip follows")
+
+
 def test_zstd_truncated_anywhere(write: Callable[..., str]) -> None:
     """With a checksum, without a size, with blocks of a repeated byte, and with a skipped frame."""
     skipped = b"\x5f\x2a\x4d\x18\x03\0\0\0abc"

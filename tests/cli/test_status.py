@@ -93,6 +93,8 @@ def test_the_last_error_without_its_traceback() -> None:
     error = {"at": "noon", "event": "judging_failed", "problem": "x", "traceback": "long"}
     assert "noon judging_failed problem=x" in text(last_error=error)
     assert "long" not in text(last_error=error)
+    refused = {"at": "noon", "event": "reload_failed", "mistakes": ["a: expected b", "c"]}
+    assert "noon reload_failed mistakes=a: expected b; c" in text(last_error=refused)
 
 
 def test_packets_by_reason_and_by_rule() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nfq_guard.errors import ConfigError
+from nfq_guard.errors import ConfigError, OutputError
 from nfq_guard.service.config import load_policy_for
 from nfq_guard.service.last_good import load, load_settings, save
 from nfq_guard.service.settings import Settings
@@ -102,15 +102,18 @@ def test_without_a_copy_the_mistakes_are_an_error(
     spoil(copy)
     _in_policy(file)
     for path in (copy, None):
-        with pytest.raises(ConfigError, match="nonsense"):
+        with pytest.raises(ConfigError, match="nonsense") as refused:
             load(file, path)
         assert load_settings(file, path).queue == 6
+        # A copy that cannot be used is named.
+        unusable = path is not None and spoil is not _not_there
+        assert (f"(last good {copy}): expected " in str(refused.value)) is unusable
 
 
 def test_a_copy_that_cannot_be_written_leaves_the_last_one(file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy.json"
     (folder / "x").mkdir(parents=True)
-    with pytest.raises(OSError, match="directory"):
+    with pytest.raises(OutputError, match=r"copy.json: cannot be written: .*irectory"):
         save(folder, load_policy_for(Settings(), file))
     assert {path.name for path in tmp_path.iterdir()} == {
         "copy.json",
