@@ -143,10 +143,8 @@ def _main(words: list[str], chosen: str | None) -> int:
 
             complain(error)
         return error.exit_status
-    except BrokenPipeError:
-        # The reader of the output, such as `head`, has exited.
-        _discard_output()
-        return EXIT_NOT_FINE
+    except BrokenPipeError as error:
+        return _unwritable(error)
     except OSError as error:
         if "debug" in args or error.errno not in _OUTPUT_ERRORS:
             raise
@@ -165,7 +163,9 @@ def _flushed(status: int) -> int:
 
 def _unwritable(error: OSError) -> int:
     _discard_output()
-    sys.stderr.write(f"nfq-guard: cannot write the output: {error.strerror}\n")
+    # The reader of the output, such as `head`, may have exited.
+    if not isinstance(error, BrokenPipeError):
+        sys.stderr.write(f"nfq-guard: cannot write the output: {error.strerror}\n")
     return EXIT_NOT_FINE
 
 

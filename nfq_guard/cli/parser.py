@@ -73,9 +73,9 @@ class Parser(argparse.ArgumentParser):
         self.words = sys.argv[1:] if args is None else args
         return super().parse_known_args(self.words, namespace)
 
-    def print_help(self, file: "SupportsWrite[str] | None" = None) -> None:
-        """Write the help; unlike argparse's, a failure of the output is an error."""
-        (file or sys.stdout).write(self.format_help())
+    def _print_message(self, message: str, file: "SupportsWrite[str] | None" = None) -> None:
+        """Write help, version or error; unlike argparse's, a failure of the output is an error."""
+        (file or sys.stderr).write(message)
 
     def error(self, message: str) -> Never:
         """Write the message with a reference to the help, and exit with `EXIT_USAGE`."""

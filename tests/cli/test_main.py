@@ -177,11 +177,12 @@ def test_a_full_disk_is_one_line() -> None:
     assert done.stderr == b"nfq-guard: cannot write the output: No space left on device\n"
 
 
-def test_a_closed_pipe_is_silent() -> None:
+@pytest.mark.parametrize("words", [SPEAKING, ["--help"], ["--version"]])
+def test_a_closed_pipe_is_silent(words: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
-        [*COMMAND, *SPEAKING], stdout=writing, stderr=subprocess.PIPE, check=False, env=ENVIRONMENT
+        [*COMMAND, *words], stdout=writing, stderr=subprocess.PIPE, check=False, env=ENVIRONMENT
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, b"")
@@ -247,6 +248,54 @@ def test_an_interrupt_during_imports_is_silent() -> None:
     assert (done.returncode, done.stderr) == (130, b"")
 
 
+def test_an_interrupt_while_the_command_line_is_imported_is_silent() -> None:
+    """`nfq_guard.entry` imports nothing else before."""
+    code = (
+        "import os, sys\n"
+        "class Signal:\n"
+        "    def find_spec(name, *_):\n"
+        "        if name == 'nfq_guard.cli': os.kill(os.getpid(), 2)\n"
+        "sys.meta_path.insert(0, Signal)\n"
+        "from nfq_guard.entry import main\n"
+        "main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "check"], capture_output=True, check=False, env=ENVIRONMENT
+    )
+    assert (done.returncode, done.stderr) == (130, b"")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["report", "x", "-o", "-"],
+        ["replay", "x", "--write", "-"],
+        ["replay", "x", "--write", ""],
+        ["replay", "x", "--report", "-"],
+    ],
+)
+def test_an_output_has_a_name(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert "expected the name of a file, found '" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["rules", "show", "--after", "success"], "--after and --unit are for remove"),
+        (["replay", "x", "--write", "y", "--report", "y"], "--report: y is the file of --write"),
+        (["check", "--kernel", ""], "--kernel: expected a version"),
+    ],
+)
+def test_arguments_that_do_not_fit(
+    capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert main(words) == 2
+    assert said in capsys.readouterr().err
+
+
 def helps(parser: argparse.ArgumentParser) -> Iterator[str]:
     """The help of a parser and of those below it."""
     yield parser.format_help()
@@ -282,14 +331,17 @@ def test_file_names_that_are_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["report", str(events), "-o", out]) == 0
 
 
-@pytest.mark.parametrize("words", [["--help"], ["rules", "--help"]])
-def test_help_that_cannot_be_written_is_an_error(words: list[str]) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["--help"], ["rules", "--help"], ["-V"]])
+def test_help_that_cannot_be_written_is_an_error(words: list[str], unbuffered: str) -> None:
+    environment = {**ENVIRONMENT, "PYTHONUNBUFFERED": unbuffered}
     with Path("/dev/full").open("w", encoding="utf-8") as full:
         done = subprocess.run(
             [sys.executable, "-m", "nfq_guard", *words],
             check=False,
             stdout=full,
             stderr=subprocess.PIPE,
+            env=environment,
             text=True,
         )
     assert done.returncode == 1
