@@ -20,7 +20,10 @@ EXIT_INTERRUPTED: Final = 130
 
 EXIT_MEANINGS: Final = {
     EXIT_OK: "Success.",
-    EXIT_NOT_FINE: "What was checked is not fine, or the output could not be written.",
+    EXIT_NOT_FINE: (
+        "What was checked is not fine, the daemon refused the request, or the output could not be "
+        "written."
+    ),
     EXIT_USAGE: "Wrong usage, or a file with mistakes; each is printed with its place.",
     EXIT_NOT_RUNNING: "No daemon is running that could respond.",
     EXIT_UNAVAILABLE: "A kernel feature or a program is missing; the message names it.",

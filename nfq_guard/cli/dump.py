@@ -7,7 +7,6 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,7 +17,7 @@ from nfq_guard.capture.frame import Frame
 from nfq_guard.capture.links import RAW
 from nfq_guard.capture.writer import PcapngWriter
 from nfq_guard.cli.daemon import add_socket, connected
-from nfq_guard.cli.options import add_format
+from nfq_guard.cli.options import add_format, output_file, whole_number
 from nfq_guard.cli.recording import is_capture, opened
 from nfq_guard.cli.terminal import paint, printable, write_json, write_line
 from nfq_guard.errors import EXIT_OK, UsageError
@@ -49,13 +48,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the flows of a file of events, plain or compressed, or of the journal (journalctl -o "
         "json), instead of the daemon's; - reads standard input",
     )
-    parser.add_argument("--flows", type=int, metavar="N", help="the last N flows")
+    parser.add_argument("--flows", type=whole_number(1), metavar="N", help="the last N flows")
     parser.add_argument(
         "--pcap",
+        type=output_file,
         metavar="FILE",
         help="write the last INVALID packets to FILE, pcapng with comments",
     )
-    parser.add_argument("--packets", type=int, metavar="N", help="with --pcap: the last N packets")
+    parser.add_argument(
+        "--packets",
+        type=whole_number(1),
+        metavar="N",
+        help="with --pcap: the last N packets",
+    )
     parser.add_argument(
         "--hash-addresses",
         action="store_true",
@@ -74,20 +79,19 @@ def run(args: argparse.Namespace) -> int:
         address, port = _end(args.address)
         asked["address"] = address
     if args.pcap is not None:
-        if args.events is not None:
-            raise UsageError("--pcap: events have no packets, only the daemon has")
         return _save(args, asked, port)
     if args.packets is not None or args.hash_addresses:
         raise UsageError("--packets and --hash-addresses need --pcap FILE")
     if args.events is not None:
         flows = _of_recording(args, address, port)
     else:
-        if args.flows is not None:
+        # The daemon knows no ports: its limit would leave out flows that have this one.
+        if args.flows is not None and port is None:
             asked["flows"] = args.flows
         with connected(args) as client:
             flows = client.request("dump", **asked)
     if port is not None:
-        flows = [found for found in flows if (address, port) in _ends(found["flow"])]
+        flows = [found for found in flows if (address, port) in _ends(found["flow"])][: args.flows]
     for flow in flows:
         if args.format == "json":
             write_json(flow)
@@ -105,8 +109,6 @@ def _of_recording(args: argparse.Namespace, address: str, port: int | None) -> l
     Raises:
         UsageError: It cannot be read, or has no events.
     """
-    if args.flows is not None and args.flows < 1:
-        raise UsageError(f"--flows: expected a whole number from 1, found {args.flows}")
     history = History() if args.flows is None else History(args.flows)
     reader = EventReader()
     found = 0
@@ -130,6 +132,10 @@ def _of_recording(args: argparse.Namespace, address: str, port: int | None) -> l
 
 
 def _save(args: argparse.Namespace, asked: dict[str, object], port: int | None) -> int:
+    if args.events is not None:
+        raise UsageError("--pcap: events have no packets, only the daemon has")
+    if args.flows is not None or args.format == "json":
+        raise UsageError("--pcap writes packets: not with --flows or --format json")
     if port is not None:
         raise UsageError("--pcap takes an ADDRESS without a port")
     if args.packets is not None:
@@ -138,7 +144,7 @@ def _save(args: argparse.Namespace, asked: dict[str, object], port: int | None) 
         found = client.request("packets", **asked)
     kept = [msgspec.convert(one, PacketRecord) for one in reversed(found)]
     anonymiser = Anonymiser(os.urandom(32)) if args.hash_addresses else None
-    with output(Path(args.pcap), f"--pcap: {args.pcap}") as file:
+    with output(args.pcap, f"--pcap: {args.pcap}") as file:
         writer = PcapngWriter(file)
         for number, one in enumerate(kept, 1):
             octets = one.octets if anonymiser is None else anonymiser.packet(one.octets)

@@ -24,6 +24,15 @@ def whole_number(lowest: int, highest: int | None = None) -> Callable[[str], int
     return parse
 
 
+def output_file(text: str) -> Path:
+    """The `type` of an option that names a file to write."""
+    if text in {"", "-"}:
+        raise argparse.ArgumentTypeError(
+            f"expected the name of a file, found {text!r}; standard output is /dev/stdout"
+        )
+    return Path(text)
+
+
 def add_format(parser: argparse.ArgumentParser) -> None:
     """Declare `--format text|json`."""
     parser.add_argument(

@@ -12,14 +12,16 @@ from typing import Final
 from nfq_guard.cli import DAEMON, command_in, rules_of_root
 from nfq_guard.cli.daemon import add_socket, connected
 from nfq_guard.cli.options import add_config, add_format, whole_number
-from nfq_guard.cli.terminal import write_json, write_line
+from nfq_guard.cli.terminal import complain, write_json, write_line
 from nfq_guard.errors import (
     EXIT_NOT_FINE,
     EXIT_OK,
+    ConfigError,
     NotRunningError,
     PrivilegeError,
     UnavailableError,
 )
+from nfq_guard.names import counted
 from nfq_guard.netlink.owner import guard_words
 from nfq_guard.service.config import load_config
 from nfq_guard.service.control.socket_path import of_process
@@ -69,7 +71,8 @@ def run(args: argparse.Namespace) -> int:
     if args.format == "json":
         write_json(message)
     elif args.wait:
-        write_line(f"policy {message['policy']} with {message['rules']} rules is in force")
+        rules = counted(message["rules"], "rule")
+        write_line(f"policy {message['policy']} with {rules} is in force")
         if "mode" in message:
             write_line(f"mode is {message['mode']}, as the file now says")
         for name in restart_for:
@@ -95,7 +98,12 @@ def _signal(args: argparse.Namespace) -> int:
         raise UnavailableError(f"--pid: the kernel refuses pidfd_open: {error.strerror}") from None
     try:
         _require_daemon(args.pid)
-        load_config(args.config)
+        try:
+            load_config(args.config)
+        except ConfigError as error:
+            # As a daemon with a control socket refuses it.
+            complain(error)
+            return EXIT_NOT_FINE
         signal.pidfd_send_signal(process, signal.SIGHUP)
     except ProcessLookupError:
         raise NotRunningError(f"no process {args.pid} is running") from None

@@ -17,7 +17,7 @@ from nfq_guard.capture.source import STDIN
 from nfq_guard.capture.writer import PcapngWriter
 from nfq_guard.cli import replay_run as replaying
 from nfq_guard.cli.kernel_choice import warn
-from nfq_guard.cli.options import add_format
+from nfq_guard.cli.options import add_format, output_file
 from nfq_guard.cli.progress import Progress
 from nfq_guard.cli.replay_text import Table, capture_notes, comment, summary_lines
 from nfq_guard.cli.terminal import columns, fitted, json_text, printable, wants_colour, write_json
@@ -79,11 +79,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "index in a Linux cooked capture (version 2)",
     )
     parser.add_argument(
-        "--write", metavar="FILE", help="write the shown packets to FILE, pcapng with comments"
+        "--write",
+        type=output_file,
+        metavar="FILE",
+        help="write the shown packets to FILE, pcapng with comments",
     )
     parser.add_argument(
         "--report",
-        type=Path,
+        type=output_file,
         metavar="FILE",
         help="also write the INVALID packets as an HTML page, as report draws events",
     )
@@ -102,10 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Replay; exit status 0 if anything could be read."""
-    if args.flows and (args.all or args.only or args.flow or args.write):
-        raise UsageError("--flows lists whole flows: not with --all, --only, --flow or --write")
-    if args.captures.count(STDIN) > 1:
-        raise UsageError("CAPTURE: standard input can be read only once")
+    _check(args)
     settings = replaying.settings_of(args, every=args.all, decapsulate=args.decapsulate)
     selection = Selection(
         reasons=frozenset(Reason(word) for word in args.only),
@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
         stack.callback(progress.clear)
         shows = _shows(args, [printable(capture.name) for capture in captures])
         if args.write:
-            shows.append(_writer(args.write, captures, stack))
+            shows.append(_writer(str(args.write), captures, stack))
 
         page = _page(args, captures, shows)
         selected = 0
@@ -168,6 +168,16 @@ def run(args: argparse.Namespace) -> int:
             notes = [*map(printable, damage), *capture_notes(summary, replayer)]
             sys.stderr.write(f"nfq-guard: {page.write(name, settings, notes)}\n")
     return EXIT_OK
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise if the arguments contradict each other."""
+    if args.flows and (args.all or args.only or args.flow or args.write):
+        raise UsageError("--flows lists whole flows: not with --all, --only, --flow or --write")
+    if args.captures.count(STDIN) > 1:
+        raise UsageError("CAPTURE: standard input can be read only once")
+    if args.write is not None and args.write == args.report:
+        raise UsageError(f"--report: {args.report} is the file of --write")
 
 
 def _page(
@@ -260,7 +270,10 @@ def _finish(
         elif not summary.by_reason:
             gap = "No packet is INVALID.\n\n"
         elif selected == 0:
-            gap = "No INVALID packet is selected by --only and --flow.\n\n"
+            given = " and ".join(
+                name for name in ("--only", "--flow") if getattr(args, name.removeprefix("--"))
+            )
+            gap = f"No INVALID packet is selected by {given}.\n\n"
         sys.stdout.write(fitted(gap + "\n".join(lines) + "\n"))
     elif args.summary:
         whole = summary.as_object(replayer, settings, seconds)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The page of `replay --report`: the INVALID packets of captures, as `report` draws events."""
 
+import errno
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import final
@@ -37,6 +39,13 @@ class ReplayPage:
             source = Path(capture.name)
             if path.exists() and source.exists() and path.samefile(source):
                 raise UsageError(f"--report: {path} is an input file")
+        # Otherwise it would be found out after a replay of hours.
+        if not path.parent.is_dir() or path.is_dir():
+            problem = errno.EISDIR if path.is_dir() else errno.ENOENT
+        else:
+            problem = 0 if os.access(path.parent, os.W_OK) else errno.EACCES
+        if problem:
+            raise UsageError(f"--report: {path}: cannot be written: {os.strerror(problem)}")
         self._path = path
         self._summary = Summary()
         self._trial = Trial([load_compiled(one) for one in ([policy] if policy else PRESETS)])

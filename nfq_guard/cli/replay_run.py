@@ -118,7 +118,7 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help="seconds in a TCP state, as in CLOSE_WAIT=60, or one of "
-        + ", ".join(_OTHER_TIMEOUTS_S),
+        + ", ".join((*_SCTP_STATES, *_OTHER_TIMEOUTS_S)),
     )
     sysctls.add_argument("--no-timeouts", action="store_true", help="flows never expire")
 

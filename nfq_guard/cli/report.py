@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, Final
 
 import msgspec
 
+from nfq_guard.cli.options import output_file
 from nfq_guard.cli.recording import is_capture, opened
 from nfq_guard.cli.terminal import printable
 from nfq_guard.doctor.check import Check
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="events of the daemon, JSON Lines or journalctl -o json; - for standard input",
     )
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="FILE", help="the page to write"
+        "-o", "--output", type=output_file, required=True, metavar="FILE", help="the page to write"
     )
     parser.add_argument("--title", help="title of the page (default: the name of EVENTS)")
     parser.add_argument(
@@ -45,9 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="show what this policy would have done; give it twice to compare two (default: "
-        + ", ".join(PRESETS)
-        + ")",
+        help="show what this policy would have done; give it again for others, "
+        f"{_POLICIES_MAX} at most; two are also compared (default: " + ", ".join(PRESETS) + ")",
     )
     parser.add_argument(
         "--doctor",
@@ -66,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
     name = "standard input" if args.events == "-" else Path(args.events).name
     trial = Trial([load_compiled(reference) for reference in args.policy or PRESETS])
     findings = [] if args.doctor is None else list(_findings(args.doctor))
+    if args.doctor is not None and not findings:
+        raise UsageError(f"{args.doctor}: expected the output of doctor --format json")
     reader = EventReader()
     with opened(args.events) as stream:
         if is_capture(stream):
@@ -74,12 +76,15 @@ def run(args: argparse.Namespace) -> int:
     if not summary.counts.packets and reader.lines:
         raise UsageError(f"{args.events}: expected packet_judged events, found none")
     trial.end()
+    gaps = [text for text in (reader.skipped_text(), *reader.unrecorded.texts()) if text]
+    for gap in gaps:
+        sys.stderr.write(f"nfq-guard: {printable(args.events)}: {gap}\n")
     write_page(
         args.output,
         summary,
         title=printable(args.title or name),
         trial=result(trial, printable(args.events), "events", reader.unrecorded),
-        gaps=[text for text in (reader.skipped_text(), *reader.unrecorded.texts()) if text],
+        gaps=gaps,
         findings=findings,
     )
     name = printable(str(args.output))

@@ -45,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole_number(*bounds("queue")),
         help="number of the queue",
     )
-    queues.add_argument("--queues", metavar="A:B", help="share the load among several queues")
+    queues.add_argument(
+        "--queues", metavar="A-B", help="share the load among several queues, such as 0-3"
+    )
     parser.add_argument(
         "--fail-mode",
         choices=tuple(map(str, FailMode)),
@@ -69,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
     """Run the action; exit status 1 if `verify` finds a difference."""
     if args.action == "remove":
         return _remove(args)
+    if args.after is not None or args.unit is not None:
+        raise UsageError("--after and --unit are for remove")
     firewall = firewall_of(_settings(args))
     as_json = args.format == "json"
     if args.action == "show":
@@ -180,7 +184,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         changes |= {"queue": args.queue, "queues": ""}
     if args.queues is not None:
         if parse_queues(args.queues) is None:
-            raise UsageError(f"--queues: expected A:B with {QUEUES}, found {args.queues!r}")
+            raise UsageError(f"--queues: expected A-B with {QUEUES}, found {args.queues!r}")
         changes["queues"] = args.queues
     return msgspec.structs.replace(load_settings(args.config, args.last_good), **changes)
 

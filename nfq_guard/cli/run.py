@@ -33,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of the queue",
     )
-    queues.add_argument("--queues", metavar="A:B", help="several queues, one worker each")
+    queues.add_argument(
+        "--queues", metavar="A-B", help="several queues, one worker each, such as 0-3"
+    )
     rules = parser.add_mutually_exclusive_group()
     rules.add_argument(
         "--no-rules", action="store_true", help="do not install or remove packet filter rules"
@@ -88,6 +90,6 @@ def _overridden(settings: Settings, args: argparse.Namespace) -> Settings:
         changes["queues"] = ""
     if args.queues is not None:
         if parse_queues(args.queues) is None:
-            raise UsageError(f"--queues: expected A:B with {QUEUES}, found {args.queues!r}")
+            raise UsageError(f"--queues: expected A-B with {QUEUES}, found {args.queues!r}")
         changes["queues"] = args.queues
     return msgspec.structs.replace(settings, **changes)

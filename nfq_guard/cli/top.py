@@ -9,7 +9,7 @@ import time
 from typing import Annotated, Any, Final, TypedDict, final
 
 from nfq_guard.cli.daemon import add_socket, connected
-from nfq_guard.cli.options import add_format
+from nfq_guard.cli.options import add_format, whole_number
 from nfq_guard.cli.terminal import write_json
 from nfq_guard.cli.top_view import View
 from nfq_guard.errors import EXIT_OK, NfqGuardError, UsageError
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="seconds between two updates (default: 1)",
     )
     parser.add_argument(
-        "--count", type=int, metavar="N", help="with --format json: end after N objects"
+        "--count", type=whole_number(1), metavar="N", help="with --format json: end after N objects"
     )
     add_socket(parser)
     add_format(parser)

@@ -260,6 +260,9 @@ def open_log(settings: Settings) -> EventLog:
 def _open_output(name: str, log_format: str) -> Output:
     auto = log_format == "auto"
     if name == JOURNAL or (name == STDOUT and auto and stdout_is_the_journal()):
+        if not SOCKET.exists():
+            # Its lines wait for the socket; nothing else would say so.
+            sys.stderr.write(f"nfq-guard: daemon.log: {name}: there is no {SOCKET}\n")
         return Output(LineSink(SOCKET, datagrams=True), JournalRenderer(), name)
     if name == STDOUT:
         sys.stdout.flush()

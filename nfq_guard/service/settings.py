@@ -234,6 +234,8 @@ def parse_settings(table: Mapping[str, Any], mistakes: list[Mistake]) -> Setting
 
 def _check_texts(settings: Settings, mistakes: list[Mistake]) -> None:
     """Check constraints that the type of a setting does not express."""
+    if "" in settings.logs:
+        mistakes.append(Mistake(f"{TABLE}.log", "outputs that are not empty", shown("")))
     if settings.queues and parse_queues(settings.queues) is None:
         mistakes.append(
             Mistake(

@@ -29,7 +29,6 @@ from nfq_guard.telemetry.recording import Recording
 from nfq_guard.telemetry.sink import LineSink
 
 _encoder: Final = msgspec.json.Encoder()
-_TAG_OF_A_PACKET: Final = b'{"event":"packet_judged",'
 # Minimum time between two events about lost lines, seconds.
 _LOST_S: Final = 60.0
 _FOLLOW_S: Final = 1.0
@@ -232,6 +231,6 @@ def _file_of(output: Output) -> LineSink | _Prefixed:
     return _Prefixed(output.sink, output.prefix) if output.prefix else output.sink
 
 
-def json_fields(event: PacketJudged) -> bytes:
-    """The fields of an event as a JSON object, without `event`."""
-    return b"{" + _encode(event)[len(_TAG_OF_A_PACKET) :]
+def packet_json(event: PacketJudged) -> bytes:
+    """An event of packets as a JSON object."""
+    return _encode(event)

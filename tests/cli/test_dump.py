@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -91,7 +92,6 @@ def test_a_recording_without_events(tmp_path: Path, capsys: Printed) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--flows", "0"], "--flows: expected a whole number from 1, found 0"),
         (["--pcap", "x"], "events have no packets"),
     ],
 )
@@ -100,6 +100,61 @@ def test_what_does_not_go_with_a_recording(
 ) -> None:
     assert main(["dump", "--events", recording, *words]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--flows", "0"], "argument --flows: expected a whole number from 1, found '0'"),
+        (["--events", "x", "--flows", "0"], "--flows: expected a whole number from 1"),
+        (["--pcap", "x", "--packets", "0"], "--packets: expected a whole number from 1"),
+        (["--pcap", "x", "--flows", "1"], "--pcap writes packets: not with --flows or --format"),
+        (["--pcap", "x", "--format", "json"], "--pcap writes packets: not with --flows or"),
+        (["--pcap", "-"], "--pcap: expected the name of a file, found '-'; standard output is"),
+    ],
+)
+def test_arguments_that_do_nothing(
+    capsys: Printed, tmp_path: Path, words: list[str], said: str
+) -> None:
+    try:
+        status: object = main(["dump", "--socket", str(tmp_path / "none"), *words])
+    except SystemExit as ended:
+        status = ended.code
+    assert status == 2
+    assert said in capsys.readouterr().err
+
+
+def test_flows_of_a_port_are_limited_after_they_are_chosen(
+    capsys: Printed, recording: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon chooses by address alone."""
+    assert main(["dump", "--events", recording, "--format", "json"]) == 0
+    whole = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    asked: list[dict[str, object]] = []
+
+    class Fake:
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def request(self, _: str, **arguments: int) -> object:
+            asked.append({**arguments})
+            return whole[: arguments.get("flows")]
+
+    monkeypatch.setattr("nfq_guard.cli.dump.connected", lambda _: Fake())
+    assert _flows(capsys, "192.0.2.2:40000", "--flows", "1") == [("192.0.2.2", 40000, 4)]
+    assert _flows(capsys, "--flows", "1") == [("192.0.2.9", 8080, 1)]
+    assert asked == [{"address": "192.0.2.2"}, {"flows": 1}]
+
+
+def test_events_of_a_flow_have_their_name(capsys: Printed, recording: str) -> None:
+    """As the schema of events requires."""
+    assert main(["dump", "--events", recording, "--format", "json"]) == 0
+    for line in capsys.readouterr().out.splitlines():
+        for one in json.loads(line)["events"]:
+            assert one["event"] == "packet_judged"
 
 
 def test_what_is_no_recording(tmp_path: Path, capsys: Printed) -> None:

@@ -120,6 +120,22 @@ def test_a_text_is_read_whatever_its_first_line_is(
         assert output.err.count("skipped 1 line") == skipped
 
 
+def test_the_report_says_what_it_left_out(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path, empty = tmp_path / "events.jsonl", tmp_path / "doctor.jsonl"
+    path.write_bytes(b"nonsense\n" + _lines())
+    words = ["report", str(path), "-o", str(tmp_path / "page.html")]
+    assert main(words) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        f"nfq-guard: {path}: skipped 1 line that is not an event",
+        f"nfq-guard: {path}: 5 packets have no event: allowed without log_allowed",
+    ]
+    empty.touch()
+    assert main([*words, "--doctor", str(empty)]) == 2
+    assert f"{empty}: expected the output of doctor" in capsys.readouterr().err
+
+
 def test_each_kind_of_file_has_its_commands(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -416,7 +416,7 @@ def test_nothing_invalid_and_nothing_selected_are_said(
     for words, said in (
         ([fine.save(tmp_path / "fine.pcap")], "No packet is INVALID."),
         ([unsure, "--summary"], "No packet is INVALID beyond doubt."),
-        ([capture, "--only", "seq-over"], "No INVALID packet is selected by --only and --flow."),
+        ([capture, "--only", "seq-over"], "No INVALID packet is selected by --only."),
         ([capture, "--only", "seq-over", "--summary"], "No INVALID packet is selected"),
     ):
         assert main(["replay", *words]) == 0
@@ -451,3 +451,32 @@ def test_a_format_that_is_not_known_has_a_way_out(
     for words in (["replay"], ["whatif", "--policy", "preset:strict"], ["explain"]):
         assert main([*words, str(path), *(["1"] if words == ["explain"] else [])]) == 2
         assert f"editcap -F pcap '{path}' OUT" in capsys.readouterr().err
+
+
+def test_the_selection_that_was_given_is_named(
+    capture: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, said in (
+        (["--only", "rst-outside"], "--only."),
+        (["--flow", "1.2.3.4:5-1.2.3.4:6"], "--flow."),
+        (["--only", "rst-outside", "--flow", "1.2.3.4:5-1.2.3.4:6"], "--only and --flow."),
+    ):
+        assert main(["replay", capture, *words]) == 0
+        assert f"No INVALID packet is selected by {said}\n" in capsys.readouterr().out
+
+
+def test_a_page_that_cannot_be_written_is_refused_first(
+    capture: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for path in (tmp_path / "none" / "page.html", tmp_path):
+        assert main(["replay", capture, "--report", str(path)]) == 2
+        output = capsys.readouterr()
+        assert output.out == ""
+        assert output.err.startswith(f"nfq-guard: --report: {path}: cannot be written: ")
+
+
+def test_help_names_every_state_with_a_timeout(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["replay", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "SCTP_ESTABLISHED, " in text

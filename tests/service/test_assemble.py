@@ -271,3 +271,18 @@ def test_the_metrics_file_of_a_daemon(namespace: Make, tmp_path: Path) -> None:
             assert client.request("ping") == "pong"
         assert guard.stop() == 0
     assert not metrics.exists()
+
+
+def test_a_journal_without_a_socket_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its lines wait, and no other output has them."""
+    path = tmp_path / "socket"
+    monkeypatch.setattr("nfq_guard.service.assemble.SOCKET", path)
+    settings = msgspec.structs.replace(Settings(), log="journal")
+    open_log(settings).close(0.0)
+    assert capsys.readouterr().err == f"nfq-guard: daemon.log: journal: there is no {path}\n"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(path))
+        open_log(settings).close(0.0)
+    assert capsys.readouterr().err == ""

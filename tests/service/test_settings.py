@@ -156,3 +156,9 @@ def test_any_table_is_read(table: dict[str, Any]) -> None:
         taken = tuple(value) if isinstance(value, list) else value
         known = getattr(settings, key, None) == taken or isinstance(value, float)
         assert known or f"daemon.{key}" in wrong
+
+
+@pytest.mark.parametrize("value", ['[""]', '["-", ""]'])
+def test_an_output_without_a_name(value: str) -> None:
+    _, mistakes = parsed(f"log = {value}")
+    assert mistakes == ["daemon.log: expected outputs that are not empty, found ''"]

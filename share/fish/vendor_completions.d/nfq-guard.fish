@@ -68,7 +68,7 @@ complete -c nfq-guard -n '_shtab_nfq_guard_using run' -l config -xka "(__fish_co
 complete -c nfq-guard -n '_shtab_nfq_guard_using run' -l last-good -xka "(__fish_complete_path (commandline -ct))" -d 'where the daemon saves each configuration that it loads; used if the current one has mistakes'
 complete -c nfq-guard -n '_shtab_nfq_guard_using run' -l mode -xka "enforce dry-run" -d 'enforce: apply verdicts; dry-run: accept every packet and record what would be done'
 complete -c nfq-guard -n '_shtab_nfq_guard_using run' -l queue -x -d 'number of the queue'
-complete -c nfq-guard -n '_shtab_nfq_guard_using run' -l queues -x -d 'several queues, one worker each'
+complete -c nfq-guard -n '_shtab_nfq_guard_using run' -l queues -x -d 'several queues, one worker each, such as 0-3'
 complete -c nfq-guard -n '_shtab_nfq_guard_using run' -l no-rules -d 'do not install or remove packet filter rules'
 complete -c nfq-guard -n '_shtab_nfq_guard_using run' -l keep-rules -d 'as --no-rules, but restore the rules when they are changed; exit if that fails'
 complete -c nfq-guard -n '_shtab_nfq_guard_using; and test $_shtab_nfq_guard_npos -eq 0' -a check -d 'check a policy or configuration file and report every mistake'
@@ -100,7 +100,7 @@ complete -c nfq-guard -n '_shtab_nfq_guard_using whatif' -l be-liberal -d tcp_be
 complete -c nfq-guard -n '_shtab_nfq_guard_using whatif' -l no-loose -d tcp_loose=0
 complete -c nfq-guard -n '_shtab_nfq_guard_using whatif' -l ignore-invalid-rst -d tcp_ignore_invalid_rst=1
 complete -c nfq-guard -n '_shtab_nfq_guard_using whatif' -l max-retrans -x -d 'tcp_max_retrans (default: 3)'
-complete -c nfq-guard -n '_shtab_nfq_guard_using whatif' -l timeout -x -d 'seconds in a TCP state, as in CLOSE_WAIT=60, or one of MAX_RETRANS, UNACKNOWLEDGED, UDP, UDP_STREAM, ICMP, GRE, GRE_STREAM, GENERIC'
+complete -c nfq-guard -n '_shtab_nfq_guard_using whatif' -l timeout -x -d 'seconds in a TCP state, as in CLOSE_WAIT=60, or one of SCTP_CLOSED, SCTP_COOKIE_WAIT, SCTP_COOKIE_ECHOED, SCTP_ESTABLISHED, SCTP_SHUTDOWN_SENT, SCTP_SHUTDOWN_RECD, SCTP_SHUTDOWN_ACK_SENT, SCTP_HEARTBEAT_SENT, MAX_RETRANS, UNACKNOWLEDGED, UDP, UDP_STREAM, ICMP, GRE, GRE_STREAM, GENERIC'
 complete -c nfq-guard -n '_shtab_nfq_guard_using whatif' -l no-timeouts -d 'flows never expire'
 complete -c nfq-guard -n '_shtab_nfq_guard_using whatif; and test $_shtab_nfq_guard_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'the recorded packets, plain or compressed; - for events on standard input'
 complete -c nfq-guard -n '_shtab_nfq_guard_using; and test $_shtab_nfq_guard_npos -eq 0' -a replay -d 'list the packets of a capture that are INVALID, and why'
@@ -128,7 +128,7 @@ complete -c nfq-guard -n '_shtab_nfq_guard_using replay' -l be-liberal -d tcp_be
 complete -c nfq-guard -n '_shtab_nfq_guard_using replay' -l no-loose -d tcp_loose=0
 complete -c nfq-guard -n '_shtab_nfq_guard_using replay' -l ignore-invalid-rst -d tcp_ignore_invalid_rst=1
 complete -c nfq-guard -n '_shtab_nfq_guard_using replay' -l max-retrans -x -d 'tcp_max_retrans (default: 3)'
-complete -c nfq-guard -n '_shtab_nfq_guard_using replay' -l timeout -x -d 'seconds in a TCP state, as in CLOSE_WAIT=60, or one of MAX_RETRANS, UNACKNOWLEDGED, UDP, UDP_STREAM, ICMP, GRE, GRE_STREAM, GENERIC'
+complete -c nfq-guard -n '_shtab_nfq_guard_using replay' -l timeout -x -d 'seconds in a TCP state, as in CLOSE_WAIT=60, or one of SCTP_CLOSED, SCTP_COOKIE_WAIT, SCTP_COOKIE_ECHOED, SCTP_ESTABLISHED, SCTP_SHUTDOWN_SENT, SCTP_SHUTDOWN_RECD, SCTP_SHUTDOWN_ACK_SENT, SCTP_HEARTBEAT_SENT, MAX_RETRANS, UNACKNOWLEDGED, UDP, UDP_STREAM, ICMP, GRE, GRE_STREAM, GENERIC'
 complete -c nfq-guard -n '_shtab_nfq_guard_using replay' -l no-timeouts -d 'flows never expire'
 complete -c nfq-guard -n '_shtab_nfq_guard_using replay; and test $_shtab_nfq_guard_npos -ge 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a capture file; - for standard input'
 complete -c nfq-guard -n '_shtab_nfq_guard_using; and test $_shtab_nfq_guard_npos -eq 0' -a explain -d 'explain one packet of a capture'
@@ -147,7 +147,7 @@ complete -c nfq-guard -n '_shtab_nfq_guard_using explain' -l be-liberal -d tcp_b
 complete -c nfq-guard -n '_shtab_nfq_guard_using explain' -l no-loose -d tcp_loose=0
 complete -c nfq-guard -n '_shtab_nfq_guard_using explain' -l ignore-invalid-rst -d tcp_ignore_invalid_rst=1
 complete -c nfq-guard -n '_shtab_nfq_guard_using explain' -l max-retrans -x -d 'tcp_max_retrans (default: 3)'
-complete -c nfq-guard -n '_shtab_nfq_guard_using explain' -l timeout -x -d 'seconds in a TCP state, as in CLOSE_WAIT=60, or one of MAX_RETRANS, UNACKNOWLEDGED, UDP, UDP_STREAM, ICMP, GRE, GRE_STREAM, GENERIC'
+complete -c nfq-guard -n '_shtab_nfq_guard_using explain' -l timeout -x -d 'seconds in a TCP state, as in CLOSE_WAIT=60, or one of SCTP_CLOSED, SCTP_COOKIE_WAIT, SCTP_COOKIE_ECHOED, SCTP_ESTABLISHED, SCTP_SHUTDOWN_SENT, SCTP_SHUTDOWN_RECD, SCTP_SHUTDOWN_ACK_SENT, SCTP_HEARTBEAT_SENT, MAX_RETRANS, UNACKNOWLEDGED, UDP, UDP_STREAM, ICMP, GRE, GRE_STREAM, GENERIC'
 complete -c nfq-guard -n '_shtab_nfq_guard_using explain' -l no-timeouts -d 'flows never expire'
 complete -c nfq-guard -n '_shtab_nfq_guard_using explain; and test $_shtab_nfq_guard_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a capture; it is read several times'
 complete -c nfq-guard -n '_shtab_nfq_guard_using; and test $_shtab_nfq_guard_npos -eq 0' -a why -d 'explain the INVALID packets in the kernel'"'"'s log, and what to do next'
@@ -164,7 +164,7 @@ complete -c nfq-guard -n '_shtab_nfq_guard_using rules' -l color -xka "auto alwa
 complete -c nfq-guard -n '_shtab_nfq_guard_using rules' -l backend -xka "auto legacy nft nftables" -d 'legacy, nft or nftables, or auto: the backend that has the guard'"'"'s rules, else the one that has other rules, else the one that iptables -V names; nftables: a native table'
 complete -c nfq-guard -n '_shtab_nfq_guard_using rules' -l family -xka "4 6 both" -d 'IPv4, IPv6 or both (default: as configured)'
 complete -c nfq-guard -n '_shtab_nfq_guard_using rules' -l queue -x -d 'number of the queue'
-complete -c nfq-guard -n '_shtab_nfq_guard_using rules' -l queues -x -d 'share the load among several queues'
+complete -c nfq-guard -n '_shtab_nfq_guard_using rules' -l queues -x -d 'share the load among several queues, such as 0-3'
 complete -c nfq-guard -n '_shtab_nfq_guard_using rules' -l fail-mode -xka "open closed kernel-drop" -d 'treatment of packets that are not judged: open, closed or kernel-drop'
 complete -c nfq-guard -n '_shtab_nfq_guard_using rules' -l max-rate-pps -x -d 'limit of queued packets per second; 0 for none'
 complete -c nfq-guard -n '_shtab_nfq_guard_using rules' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'configuration (default: /etc/nfq-guard/nfq-guard.toml)'
@@ -278,6 +278,6 @@ complete -c nfq-guard -n '_shtab_nfq_guard_using report' -l debug -d 'show the t
 complete -c nfq-guard -n '_shtab_nfq_guard_using report' -l color -xka "auto always never" -d 'colours (default: auto, on a terminal)'
 complete -c nfq-guard -n '_shtab_nfq_guard_using report' -s o -l output -xka "(__fish_complete_path (commandline -ct))" -d 'the page to write'
 complete -c nfq-guard -n '_shtab_nfq_guard_using report' -l title -x -d 'title of the page (default: the name of EVENTS)'
-complete -c nfq-guard -n '_shtab_nfq_guard_using report' -l policy -xka "(__fish_complete_path (commandline -ct))" -d 'show what this policy would have done; give it twice to compare two (default: preset:default, preset:kube-proxy, preset:strict)'
+complete -c nfq-guard -n '_shtab_nfq_guard_using report' -l policy -xka "(__fish_complete_path (commandline -ct))" -d 'show what this policy would have done; give it again for others, 8 at most; two are also compared (default: preset:default, preset:kube-proxy, preset:strict)'
 complete -c nfq-guard -n '_shtab_nfq_guard_using report' -l doctor -xka "(__fish_complete_path (commandline -ct))" -d 'show the findings of the host in FILE, the output of doctor --format json'
 complete -c nfq-guard -n '_shtab_nfq_guard_using report; and test $_shtab_nfq_guard_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'events of the daemon, JSON Lines or journalctl -o json; - for standard input'
