@@ -221,12 +221,12 @@ def _by(met: Met) -> str:
 
 
 def _such(sure: Met, aimed: Sequence[Met]) -> str:
-    """An earlier rule that treats the packets of some interfaces differently."""
+    """An earlier rule that treats the packets of some interfaces differently, or may do so."""
     for finding in (met.finding for met in aimed):
-        if finding.rule.act is not sure.finding.rule.act and finding.by_interface:
-            return (
-                f" ({_WORDS[finding.rule.act]} by `{finding.rule.text}` in chain {finding.chain})"
-            )
+        act = finding.rule.act
+        if act is not sure.finding.rule.act and (finding.by_interface or act is Act.UNKNOWN):
+            may = "or " if act is Act.UNKNOWN else ""
+            return f" ({may}{_WORDS[act]} by `{finding.rule.text}` in chain {finding.chain})"
     return ""
 
 

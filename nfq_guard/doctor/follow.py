@@ -4,10 +4,10 @@
 import re
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple, final
 
-from nfq_guard.doctor.rule_model import ALWAYS, ENDS, Act, MarkTest, Rule, Table, Truth
+from nfq_guard.doctor.rule_model import ALWAYS, ENDS, TAKES, Act, MarkTest, Rule, Table, Truth
 
 
 @final
@@ -115,19 +115,22 @@ class Follower:
         for place in places:
             rule = self._table.chains[name][place]
             truth = rule.when.truth
+            if rule.when.tracked is not None:
+                lost = _interfaces(rule.when.tracked, self._accepts(rule))
+                accepts |= lost
+                passed |= _interfaces(rule.when.tracked, _ALL) if rule.act is Act.RETURN else lost
             if truth is Truth.NO or rule.own:
-                if rule.when.tracked is not None:
-                    lost = _interfaces(rule.when.tracked, self._accepts(rule))
-                    accepts |= lost
-                    passed |= (
-                        _interfaces(rule.when.tracked, _ALL) if rule.act is Act.RETURN else lost
-                    )
                 continue
             ends = Truth.NO
             writes = rule.mark is not None or rule.tracking is not None or rule.fills
             if rule.act in ENDS or writes:
                 here = Finding(
-                    self._table, name, rule, truth=truth, on=rule.when.on, marks=rule.when.marks
+                    self._table,
+                    name,
+                    _readable(rule, rule.when.lost),
+                    truth=truth,
+                    on=rule.when.on,
+                    marks=rule.when.marks,
                 )
                 _record(found, (name, place), here, rule, passed, spared=spared)
             if rule.act in ENDS:
@@ -171,6 +174,11 @@ def _ends(may_end: bool, *, may_return: bool) -> Truth:  # noqa: FBT001 - a trut
     return Truth.DEPENDS if may_return else Truth.YES
 
 
+def _readable(rule: Rule, lost: str) -> Rule:
+    """A rule, which cannot be followed if a match that leads to it cannot be read."""
+    return replace(rule, act=Act.UNKNOWN, target=lost) if lost and rule.act in TAKES else rule
+
+
 def _lift(
     found: _Found, inner: Walk, jump: Rule, name: str, passed: AbstractSet[str], *, spared: bool
 ) -> None:
@@ -180,7 +188,7 @@ def _lift(
         lifted = Finding(
             finding.table,
             finding.chain,
-            finding.rule,
+            _readable(finding.rule, jump.when.lost),
             path=(*finding.path, name),
             truth=min(finding.truth, jump.when.truth),
             on=(*jump.when.on, *finding.on),

@@ -94,6 +94,8 @@ def _check(group: list[Met], behind: Mapping[tuple[str, int], Met]) -> Check | N
     takes = met.finding.rule.act in TAKES
     if met.finding.rule.act is Act.ACCEPT and met.order is not Order.BEFORE:
         return None
+    if met.finding.rule.act is Act.UNKNOWN:
+        return note(name, f"{where}, {met.order}: whether it takes them is not known", todo)
     if owner is SYNPROXY and met.order is Order.AFTER:
         return note(name, f"{where}, {met.order}: part of a SYNPROXY set-up", todo)
     match met.order:
@@ -133,9 +135,12 @@ def _where(group: list[Met]) -> str:
     chains = list(dict.fromkeys(met.finding.chain for met in most))
     more = len(chains) - 1
     chain = f"{chains[0]} and {more} more" if more else chains[0]
+    does = f"{finding.rule.act} INVALID packets"
+    if finding.rule.act is Act.UNKNOWN:
+        does = f"for INVALID packets cannot be followed ({finding.rule.target})"
     sent = f" to {finding.rule.target}" if finding.rule.act is Act.ELSEWHERE else ""
     return (
-        f"{owner_of(finding).name} {finding.rule.act} INVALID packets{sent} in "
+        f"{owner_of(finding).name} {does}{sent} in "
         f"{finding.table.filter} table {finding.table.name}, chain {chain} (hook {hooks}, "
         f"{families})"
     )

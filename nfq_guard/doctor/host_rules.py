@@ -68,7 +68,9 @@ def read(copy: LegacyCopy | None = None) -> HostRules:
         listed = collect.listed_by_nft("ruleset")
         if listed is not None:
             rules.native = nft_rules.Ruleset(listed)
-            rules.tables += rules.native.tables(_unread(rules))
+            unread = _unread(rules)
+            rules.tables += rules.native.tables(unread)
+            rules.problems += rules.native.unlisted(unread)
             rules.bridged += rules.native.bridged()
     except NfqGuardError as error:
         rules.problems.append(str(error))
@@ -103,9 +105,11 @@ def of_copy(
 def _unread(rules: HostRules) -> frozenset[tuple[str, str]]:
     """Tables that iptables-nft cannot list, by nft's names for them."""
     families = {Family.IPV4: "ip", Family.IPV6: "ip6"}
-    return frozenset(
-        (families[family], table.name)
-        for (backend, family), tables in rules.saved.items()
-        for table in tables.values()
-        if backend is Backend.NFT and not table.readable
-    )
+    unread: set[tuple[str, str]] = set()
+    for family, name in families.items():
+        saved = rules.saved.get((Backend.NFT, family))
+        if saved is None:  # one rule of nftables can make iptables-nft fail
+            unread |= {(name, table) for table in nft_rules.IPTABLES_TABLES}
+        else:
+            unread |= {(name, table.name) for table in saved.values() if not table.readable}
+    return frozenset(unread)

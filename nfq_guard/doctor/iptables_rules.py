@@ -65,13 +65,14 @@ _TARGETS: Final = {
     "TARPIT": Act.ELSEWHERE,
     "DELUDE": Act.RESET,
 }
-_PASSING: Final = frozenset(
+PASSING: Final = frozenset(
     {
         *("AUDIT", "CHECKSUM", "CLASSIFY", "CONNMARK", "CONNSECMARK", "CT", "DSCP", "ECN", "HL"),
         *("HMARK", "IDLETIMER", "LED", "LOG", "MARK", "NFLOG", "NOTRACK", "RATEEST", "SECMARK"),
         *("SET", "TCPMSS", "TCPOPTSTRIP", "TEE", "TOS", "TRACE", "TTL", "ULOG"),
     }
 )
+"""The targets after which the rules go on."""
 
 
 class _Option(NamedTuple):
@@ -249,7 +250,7 @@ def _act(target: list[_Option], table: SavedTable) -> tuple[Act, str]:
     if name in _TARGETS:
         act = _TARGETS[name]
         return act, name if act is Act.ELSEWHERE else ""
-    return (Act.GO_ON, "") if name in _PASSING else (Act.UNKNOWN, name)
+    return (Act.GO_ON, "") if name in PASSING else (Act.UNKNOWN, name)
 
 
 def _mark(target: list[_Option]) -> MarkWrite | None:

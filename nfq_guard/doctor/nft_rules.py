@@ -11,10 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, final
 
-from nfq_guard.doctor import nft_match, nft_text, nft_unnamed
+from nfq_guard.doctor import nft_match, nft_text, nft_unnamed, nft_xt
 from nfq_guard.doctor.check import Check, note
 from nfq_guard.doctor.nft_match import Segment
 from nfq_guard.doctor.rule_model import (
+    ALWAYS,
+    ANY_MARK,
     NEVER,
     NFT_SECURITY,
     PRIORITIES,
@@ -37,7 +39,7 @@ OUR_TABLE: Final = NATIVE_TABLE
 """The table of our native rules."""
 
 _OWN_TABLES: Final = frozenset({OUR_TABLE, OFFLOAD_TABLE})
-_IPTABLES_TABLES: Final = frozenset({*PRIORITIES, "nat"})
+IPTABLES_TABLES: Final = frozenset({*PRIORITIES, "nat"})
 _FAMILIES: Final = {"ip": (4,), "ip6": (6,), "inet": (4, 6)}
 _RATES: Final = frozenset({"limit", "quota", "ct count"})
 _PASSING: Final = frozenset(
@@ -133,6 +135,27 @@ class Ruleset:
                 if runs_before_conntrack(base) and not _is_iptables(key, base)
             )
         )
+
+    def unlisted(self, unread: frozenset[tuple[str, str]] = frozenset()) -> Iterator[str]:
+        """Problems: tables with rules that nft does not list in full, except those of iptables.
+
+        Args:
+            unread: As for `tables`.
+        """
+        found: dict[tuple[str, str], dict[str, None]] = {}
+        for (family, table, chain), rules in self._rules.items():
+            base = self._bases.get((family, table, chain))
+            iptables = (family, table) not in unread and table in IPTABLES_TABLES
+            if iptables and (base is None or _is_iptables((family, table, chain), base)):
+                continue
+            for _, expr in rules:
+                found.setdefault((family, table), {}).update(dict.fromkeys(nft_xt.names(expr)))
+        for (family, table), names in found.items():
+            if names:
+                yield (
+                    f"nft lists {', '.join(names)} in table {family} {table} by name only, and "
+                    "iptables cannot list that table"
+                )
 
     def _table(
         self,
@@ -237,8 +260,10 @@ class _Reader:
             yield from self._updated(value)
         elif name == "flow":
             yield NEVER  # ends the rule of a packet without an entry
-        elif name == "xt" and isinstance(value, dict) and value.get("type") == "match":
-            yield depends(str(value.get("name")))
+        elif name == "xt":
+            when = nft_xt.condition(value)
+            if when is not None or nft_xt.passes(value):
+                yield when or ALWAYS
 
     def _updated(self, update: Mapping[str, Any]) -> Iterator[Condition]:
         """The conditions under which a rule continues after the update of a set."""
@@ -280,6 +305,8 @@ def _acts_early(expr: Sequence[Statement | str]) -> bool:
 
 
 def _rule(text: str, handle: int, when: Condition, verdict: tuple[str, Any]) -> Rule:
+    if verdict[0] == "xt" and nft_xt.target(verdict[1]) == "MARK":
+        return Rule(text, when, Act.GO_ON, mark=ANY_MARK, handle=handle)
     if verdict[0] == "notrack":
         return Rule(text, when, Act.GO_ON, tracking=TrackingWrite(UNTRACKED), handle=handle)
     act, target = _verdict(*verdict)
@@ -300,7 +327,7 @@ def flowtables(names: Sequence[str]) -> Iterator[Check]:
 def _is_iptables(key: _Key, base: BaseChain) -> bool:
     """Whether a base chain is iptables-nft's, by its table, name, hook and priority."""
     family, table, chain = key
-    if family not in {"ip", "ip6"} or table not in _IPTABLES_TABLES:
+    if family not in {"ip", "ip6"} or table not in IPTABLES_TABLES:
         return False
     priorities = {PRIORITIES.get(table, base.priority)}
     if table == "security":
@@ -330,5 +357,7 @@ def _verdict(name: str, value: Any) -> tuple[Act, str]:  # noqa: ANN401 - JSON; 
             return Act.ELSEWHERE, name.upper()
         case "snat" | "dnat" | "masquerade" | "redirect":
             return Act.ELSEWHERE, name.upper()  # in a nat chain, which no INVALID packet sees
+        case "xt":
+            return Act.UNKNOWN, nft_xt.target(value)
         case _:
             return Act.UNKNOWN, name

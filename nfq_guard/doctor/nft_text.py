@@ -5,6 +5,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from nfq_guard.doctor import nft_xt
+
 _LIMIT: Final = 120
 _SKIPPED: Final = frozenset({"counter", "last"})
 _PLAIN: Final = frozenset({"accept", "drop", "return", "continue", "notrack"})
@@ -51,10 +53,8 @@ def expression(expr: Any) -> str:  # noqa: ANN401 - JSON
 
 def statement(name: str, value: Any) -> str:  # noqa: ANN401 - JSON; one text a kind
     """One statement; empty for one that only counts."""
-    if name in _SKIPPED:
-        return ""
-    if name in _PLAIN:
-        return name
+    if name in _SKIPPED | _PLAIN:
+        return name if name in _PLAIN else ""
     match name:
         case "match":
             masked = isinstance(value["left"], dict) and "&" in value["left"]
@@ -75,6 +75,8 @@ def statement(name: str, value: Any) -> str:  # noqa: ANN401 - JSON; one text a 
             return f"{value.get('op', 'add')} {value['set']}"
         case "log" if isinstance(value, dict) and "prefix" in value:
             return f"log prefix {json.dumps(value['prefix'])}"
+        case "xt":
+            return nft_xt.text(value)
         case "comment":
             return f"comment {json.dumps(value)}"
         case _:

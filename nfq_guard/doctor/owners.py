@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple, final
 
 from nfq_guard.doctor.follow import Finding
-from nfq_guard.doctor.rule_model import Act, Rule, Table, Truth
+from nfq_guard.doctor.rule_model import PRIORITIES, Act, Rule, Table, Truth
 
 
 @final
@@ -454,7 +454,7 @@ def todo(finding: Finding) -> str:
 
 def _claimant(finding: Finding) -> Owner | None:
     """The program that writes such rules, or sets such policies, into chains of others' too."""
-    if finding.table.filter == "nftables":
+    if finding.table.filter == "nftables" and finding.table.name not in PRIORITIES:
         return None
     present = _present(finding.table)
     found = [owner for owner in OWNERS if owner.id in present and _claims(owner, finding)]

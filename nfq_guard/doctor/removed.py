@@ -128,7 +128,9 @@ def _obstacle(place: Place) -> str:
     rules = table.chains[chain]
     whole = _whole(place)
     if not any(each.rule is rule for each in whole):
-        return f"the packets are not tracked behind `{rule.text}`"
+        if rule.target == "notrack":
+            return f"the packets are not tracked behind `{rule.text}`"
+        return f"what leads to `{rule.text}` is not listed in full"
     if not all(each.rule.when.only for each in whole):
         return f"`{rule.text}` is not for INVALID packets only"
     if any(_fills(table, each.rule) for each in whole):

@@ -58,9 +58,10 @@ class Condition(NamedTuple):
         on: The conditions of that, such as `-s 192.0.2.0/24`.
         state: Whether the rule selects or excludes conntrack states.
         marks: The tests of the packet's mark among what it depends on.
-        tracked: The conditions of the rest of the match, if it fails only because the segment has
-            no conntrack entry or is INVALID; a packet of a known connection may match then.
+        tracked: The conditions under which a packet of a known connection matches, if these are
+            others than those of the segment, which lacks a conntrack entry; None if they are not.
         only: Whether no packet of another conntrack state matches.
+        lost: A match on the conntrack entry that its program does not list in full.
     """
 
     truth: Truth
@@ -69,6 +70,7 @@ class Condition(NamedTuple):
     marks: tuple[MarkTest, ...] = ()
     tracked: tuple[str, ...] | None = None
     only: bool = False
+    lost: str = ""
 
     @property
     def negated(self) -> "Condition":
@@ -95,6 +97,11 @@ def known(holds: bool, *, state: bool = False) -> Condition:  # noqa: FBT001 - a
     return Condition(Truth.YES if holds else Truth.NO, (), state, tracked=tracked)
 
 
+def unreadable(match: str) -> Condition:
+    """A match on the conntrack entry of which only the name is known."""
+    return Condition(Truth.DEPENDS, (match,), state=True, tracked=(match,), lost=match)
+
+
 def all_of(conditions: Iterable[Condition]) -> Condition:
     """The conjunction."""
     parts = (ALWAYS, *conditions)
@@ -104,9 +111,20 @@ def all_of(conditions: Iterable[Condition]) -> Condition:
     state = any(part.state for part in parts)
     failed = [part for part in parts if part.truth is Truth.NO]
     tracked: tuple[str, ...] | None = None
-    if failed and all(part.tracked is not None for part in failed):
-        tracked = tuple(word for part in parts for word in part.tracked or part.on)
-    return Condition(truth, on, state, marks, tracked, any(part.only for part in parts))
+    differs = any(part.tracked is not None for part in parts)
+    if differs and all(part.tracked is not None for part in failed):
+        tracked = tuple(
+            word for part in parts for word in (part.on if part.tracked is None else part.tracked)
+        )
+    return Condition(
+        truth,
+        on,
+        state,
+        marks,
+        tracked,
+        only=any(part.only for part in parts),
+        lost=next((part.lost for part in parts if part.lost), "") if on else "",
+    )
 
 
 def any_of(conditions: Iterable[Condition]) -> Condition:

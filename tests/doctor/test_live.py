@@ -233,6 +233,36 @@ def test_native_chains_in_tables_named_like_those_of_iptables(
     assert f"nftables table {table}, chain {chain}" in found["what"]
 
 
+@pytest.mark.parametrize(
+    "native",
+    ["ct state != { established, new } counter", "meta mark set 1"],
+    ids=["one-table-hidden", "iptables-fails"],
+)
+def test_rules_of_iptables_that_only_nft_lists(host: Host, native: str) -> None:
+    """A rule of nftables in its table can keep iptables-nft from listing it."""
+    rules = (
+        "*filter\n:FORWARD DROP [0:0]\n:ufw-before-forward - [0:0]\n"
+        "-A FORWARD -j ufw-before-forward\n"
+        "-A ufw-before-forward -m conntrack --ctstate ESTABLISHED -j ACCEPT\n"
+        "-A FORWARD -p tcp -m conntrack --ctstate INVALID -j REJECT --reject-with tcp-reset\n"
+        "COMMIT\n"
+    )
+    host.restore(Backend.NFT, Family.IPV4, rules)
+    host.ns.run("nft", f"add rule ip filter FORWARD {native}")
+    _, checks = host.examine()
+    (fate,) = [
+        check for check in checks if check["id"] == "fate.forward" and "(IPv4)" in check["what"]
+    ]
+    assert fate["status"] == "warning"
+    assert (
+        "dropped by default: `policy drop` (nftables table filter, chain FORWARD; ufw)"
+        in (fate["what"])
+    )
+    assert "taken by a rule that cannot be followed" in fate["what"]
+    unread = [check["what"] for check in checks if check["id"] == "foreign.unread"]
+    assert any("-m conntrack, -j REJECT in table ip filter" in what for what in unread)
+
+
 def test_a_queue_bound_by_another_process_is_a_problem(host: Host) -> None:
     with host.ns.entered():
         queue = NetfilterQueue()

@@ -203,6 +203,12 @@ def test_marks_count_between_the_queue_and_the_fallback(
         ("ct mark set meta mark", None),
         ("meta mark 0x00000005 accept", None),
         ('log prefix "meta mark set 0x5" accept', None),
+        # Only the write of such a rule is translated.
+        ("socket wildcard 1 meta mark set 0x9 accept", MarkWrite(0, 9)),
+        ("socket wildcard 1 meta mark set meta mark & 0xff | 0x100", MarkWrite(0xFF, 0x100)),
+        ('socket wildcard 1 meta mark set iifname map { "a" : 4, "b" : 5 }', MarkWrite(0, 4, 1)),
+        ("socket wildcard 1 meta mark set jhash ip saddr mod 2", ANY_MARK),
+        ("socket wildcard 1 meta mark set ct mark", None),
     ],
 )  # fmt: skip
 def test_writes_in_a_chain_without_a_name(line: str, write: MarkWrite | None) -> None:

@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from nfq_guard.doctor import nft_rules, path
+from nfq_guard.doctor import foreign, nft_rules, path, removed
 from nfq_guard.doctor.check import Status
 from nfq_guard.doctor.path import Order
-from nfq_guard.doctor.rule_model import Act, Truth
+from nfq_guard.doctor.rule_model import ANY_MARK, Act, Truth
 from nfq_guard.firewall import Backend, native
 from tests.support.listings import (
     ACCEPTED,
@@ -16,6 +16,7 @@ from tests.support.listings import (
     NAME,
     STATE,
     decides,
+    fate_of,
     masked,
     matching,
     nft,
@@ -402,3 +403,102 @@ def test_a_statement_that_is_not_known_is_not_passed_over() -> None:
     )
     assert _decided([{"jump": {"target": "__chain0"}}]) == [(Act.UNKNOWN, Truth.YES)]
     assert _decided([{"notrack": None}], [DROPPED])[0] == (Act.UNKNOWN, Truth.YES)
+
+
+def _xt(kind: str, name: str) -> dict[str, object]:
+    return {"xt": {"type": kind, "name": name}}
+
+
+def _of_iptables(*rules: list[object], policy: str = "accept") -> nft_rules.Ruleset:
+    """A table of iptables-nft in nft's list."""
+    where = {"family": "ip", "table": "filter"}
+    base = {**where, "name": "FORWARD", "type": "filter", "hook": "forward", "prio": 0}
+    items: list[object] = [{"chain": {**base, "policy": policy}}]
+    items += [{"rule": {**where, "chain": "FORWARD", "expr": rule}} for rule in rules]
+    return nft_rules.Ruleset(json.dumps({"nftables": items}))
+
+
+_UNREAD = frozenset({("ip", "filter")})
+
+
+def test_a_match_on_the_state_that_nft_lists_by_name_only() -> None:
+    """Such a rule may take INVALID packets, or accept those of known connections."""
+    accept: list[object] = [_xt("match", "conntrack"), ACCEPTED]
+    reject: list[object] = [
+        matching({"meta": {"key": "l4proto"}}, "tcp"),
+        _xt("match", "conntrack"),
+        _xt("match", "comment"),
+        _xt("target", "REJECT"),
+    ]
+    ruleset = _of_iptables(accept, reject, policy="drop")
+    mets = list(path.walk(ruleset.tables(_UNREAD), 4))
+    check = fate_of(mets, "forward")
+    assert check.status is Status.WARNING
+    assert "dropped by default: `policy drop`" in check.what
+    assert "(or taken by a rule that cannot be followed by `" in check.what
+    assert "`meta l4proto tcp -m conntrack -m comment -j REJECT`" in check.what
+    assert "depends on: -m conntrack" in check.what
+    (problem,) = ruleset.unlisted(_UNREAD)
+    assert "-m conntrack, -j REJECT in table ip filter" in problem
+    assert list(ruleset.unlisted()) == [], "iptables can list it"
+    (unknown,) = foreign.checks(mets)
+    assert unknown.status is Status.NOTE
+    assert "a plain rule for INVALID packets cannot be followed (-m conntrack)" in unknown.what
+
+
+@pytest.mark.parametrize(
+    ("rule", "found"),
+    [
+        ([_xt("match", "conntrack"), DROPPED], [(Act.UNKNOWN, Truth.DEPENDS)]),
+        (
+            [_xt("match", "state"), {"goto": {"target": "FORWARD"}}],
+            [],
+        ),
+        ([_xt("match", "connmark"), DROPPED], []),
+        ([_xt("match", "recent"), DROPPED], [(Act.DROP, Truth.DEPENDS)]),
+        ([_xt("match", "comment"), DROPPED], [(Act.DROP, Truth.YES)]),
+        ([_xt("target", "LOG")], []),
+        ([_xt("target", "TPROXY")], [(Act.UNKNOWN, Truth.YES)]),
+        ([_xt("match", "conntrack"), _xt("target", "LOG")], []),
+    ],
+)
+def test_what_nft_lists_of_iptables(rule: list[object], found: list[tuple[Act, Truth]]) -> None:
+    mets = list(path.walk(_of_iptables(rule).tables(_UNREAD), 4))
+    assert decides(mets, "forward") == found
+    lost = [met for met in mets if met.finding.rule.act is Act.UNKNOWN]
+    assert all(fate_of(mets, "forward").status is Status.NOTE for _ in lost)
+
+
+def test_a_chain_behind_a_match_that_cannot_be_read() -> None:
+    where = {"family": "inet", "table": "t"}
+    drops = {"rule": {**where, "chain": "x", "expr": [DROPPED]}}
+    jump = [_xt("match", "conntrack"), {"jump": {"target": "x"}}]
+    (tables, *_) = [nft_rules.Ruleset(nft(jump, more=[drops])).tables()]
+    check = fate_of(list(path.walk(tables, 4)), "forward")
+    assert check.status is Status.NOTE
+    assert "or taken by a rule that cannot be followed (-m conntrack)" in check.what
+
+
+@pytest.mark.parametrize(
+    ("rule", "obstacle"),
+    [
+        (
+            [_xt("match", "conntrack"), {"jump": {"target": "x"}}],
+            "what leads to `ct state invalid drop` is not listed in full",
+        ),
+        ([{"jump": {"target": "x"}}], ""),
+    ],
+)
+def test_the_removal_of_a_rule_behind_a_match_that_cannot_be_read(
+    rule: list[object], obstacle: str
+) -> None:
+    where = {"family": "inet", "table": "t"}
+    drops = {"rule": {**where, "chain": "x", "expr": [matching(STATE, "invalid", "in"), DROPPED]}}
+    tables = nft_rules.Ruleset(nft(rule, more=[drops])).tables()
+    (finding,) = [met.finding for met in path.walk(tables, 4) if met.finding.state]
+    assert removed.removal_of(finding, tables[0]).obstacle == obstacle
+
+
+def test_the_mark_that_a_target_of_iptables_writes_is_not_known() -> None:
+    (rule,) = _of_iptables([_xt("target", "MARK")]).tables(_UNREAD)[0].chains["FORWARD"]
+    assert (rule.mark, rule.act) == (ANY_MARK, Act.GO_ON)
