@@ -150,8 +150,9 @@ def _fate(mets: Sequence[Met], behind: Met | None) -> _Fate:
         text = f"{_by(sure)}, unless an earlier rule decides{such}{earlier}{_means(sure)}"
         return _taken(sure, text, _severity([sure, *aimed]), behind)
     if aimed:
-        text = f"accepted, or {_by(aimed[0])}{_dependence(aimed)}{_means(aimed[0])}"
-        return _Fate(_severity(aimed), text, owners.todo(aimed[0].finding))
+        first = next((met for met in aimed if met.finding.rule.act is Act.RESET), aimed[0])
+        text = f"accepted, or {_by(first)}{_dependence(aimed)}{_means(first)}"
+        return _Fate(_severity(aimed), text, owners.todo(first.finding))
     if other:
         names = list(dict.fromkeys(met.finding.chain for met in other))
         chains = ", ".join(names[:_MOST]) + (" and more" if len(names) > _MOST else "")

@@ -137,6 +137,7 @@ def _rule(saved: SavedRule, table: SavedTable, protocol: str) -> Rule:
         act=act,
         target=name,
         mark=_mark(target),
+        restores=_restored(target),
         fills=_fills(matches, target),
         tracking=_tracking(target),
         own=is_own(name) or is_own(saved.chain),
@@ -165,8 +166,11 @@ def _match(option: _Option, protocol: str) -> Condition:
     """One match. Those of the module conntrack need an entry, except for the state."""
     if option.name in _STATES:
         named = option.values[0].split(",") if option.values else []
-        condition = known(("INVALID" in named) is not option.negated, state=True)
-        return condition._replace(only=named == ["INVALID"] and not option.negated)
+        holds, established = (
+            (state in named) is not option.negated for state in ("INVALID", "ESTABLISHED")
+        )
+        only = named == ["INVALID"] and not option.negated
+        return known(holds, established=established)._replace(only=only)
     if option.module == "conntrack":
         return NO_ENTRY
     if option.module in _WITHOUT_ENTRY:
@@ -193,7 +197,8 @@ def _mark_tests(option: _Option) -> tuple[MarkTest, ...]:
     if (option.module, option.name) != ("mark", "--mark") or not option.values:
         return ()
     value, slash, mask = option.values[0].partition("/")
-    return (MarkTest(_number(mask) if slash else ALL_BITS, frozenset({_number(value)})),)
+    bits = _number(mask) if slash else ALL_BITS
+    return (MarkTest(bits, frozenset({_number(value)}), on=str(option)),)
 
 
 def _options(text: str) -> tuple[list[_Option], list[_Option]]:
@@ -281,6 +286,14 @@ def _mark(target: list[_Option]) -> MarkWrite | None:
             case _:
                 pass
     return None
+
+
+def _restored(target: list[_Option]) -> int:
+    """The bits of the mark that the target CONNMARK writes for a packet of a connection."""
+    if not any(option.name == "--restore-mark" for option in target):
+        return 0
+    mask = _value(target, "--nfmask") or _value(target, "--mask")
+    return ALL_BITS if mask is None else _number(mask)
 
 
 def _tracking(target: list[_Option]) -> TrackingWrite | None:

@@ -12,28 +12,24 @@ from dataclasses import dataclass
 from typing import Any, Final, final
 
 from nfq_guard.doctor.nft_text import expression, statement
+from nfq_guard.doctor.nft_values import MARK, OPERATORS, STATES, mark_tests, number_of, write
 from nfq_guard.doctor.rule_model import (
-    ALL_BITS,
     ALWAYS,
-    ANY_MARK,
     NEVER,
     NO_ENTRY,
     TCP,
     Condition,
-    MarkTest,
     MarkWrite,
     TrackingWrite,
     Truth,
     all_of,
     any_of,
     depends,
-    in_range,
     known,
     one_of,
 )
 from nfq_guard.raw_rules import UNKNOWN_ZONE
 
-_STATES: Final = {"invalid": 1, "established": 2, "related": 4, "new": 8, "untracked": 64}
 _NUMBERS: Final = {
     "tcp": 6,
     "icmp": 1,
@@ -49,14 +45,7 @@ _PROTOCOLS: Final = frozenset(
     {"tcp", "udp", "udplite", "icmp", "icmpv6", "sctp", "dccp", "igmp", "ah", "esp", "comp", "gre"}
 )
 _LOOPBACK: Final = frozenset({"lo"})
-_MARK: Final = {"meta": {"key": "mark"}}
 _STATE: Final = {"ct": {"key": "state"}}
-_HASHES: Final = frozenset({"jhash", "symhash", "numgen"})
-_OPERATORS: Final[Mapping[str, Callable[[int, int], int]]] = {
-    "&": operator.and_,
-    "|": operator.or_,
-    "^": operator.xor,
-}
 _ORDERINGS: Final[Mapping[str, Callable[[int, int], bool]]] = {
     "<": operator.lt,
     ">": operator.gt,
@@ -96,44 +85,64 @@ class Segment:
             protocol: Its protocol.
         """
         self._family = family
+        self._state = STATES["invalid"]
         self._protocol = protocol
         self._others = _PROTOCOLS - {protocol}
         self._sets = sets
 
     def matches(self, match: Mapping[str, Any]) -> Condition:
         """A match; `in` and `!` test bits, all other operators compare the value as a whole."""
-        left, right, sign = match["left"], match["right"], match["op"]
+        left = match["left"]
         value = self._value(left)
         if isinstance(value, _NoEntry):
             return NO_ENTRY if _reads_entry(left) else NEVER
-        condition = self._compared(value, sign, right)
-        if condition.truth is Truth.DEPENDS and sign in {"==", "!="}:
-            tests = _mark_tests(left, self._members(right), negated=sign == "!=")
-            condition = condition._replace(marks=tests)
-        stated = _stated(_reworded(condition, statement("match", match)), left)
-        only = sign in {"in", "=="} and left == _STATE and _is_invalid(self._members(right))
-        return stated._replace(only=only)
+        on = statement("match", match)
+        condition = self._of_states(
+            left, on, lambda: self._compared(self._value(left), match["op"], match["right"])
+        )
+        if condition.truth is Truth.NO and condition.tracked is None:
+            return condition
+        members = self._members(match["right"])
+        only = match["op"] in {"in", "=="} and left == _STATE and _is_invalid(members)
+        tests = mark_tests(left, match["op"], members, on)
+        return condition._replace(marks=tests, only=only)
+
+    def _of_states(self, left: Any, on: str, match: Callable[[], Condition]) -> Condition:  # noqa: ANN401 - JSON
+        """A match, and how a packet of a connection meets it if it reads the state."""
+        condition = match()
+        found = _reworded(condition, on)
+        if not names_state(left):
+            return found
+        others: list[Condition] = []
+        for state in ("established", "new"):
+            self._state = STATES[state]
+            others.append(match())
+        self._state = STATES["invalid"]
+        known = others[0]
+        more = [other for other in others if other.truth > condition.truth]
+        if not more and known.truth is Truth.DEPENDS and known.on != condition.on:
+            more = [known]
+        tracked = _reworded(more[0], on).on if more else None
+        return found._replace(state=True, tracked=tracked, known=known.truth)
 
     def maps(self, vmap: Mapping[str, Any]) -> list[tuple[Condition, Mapping[str, Any]]]:
         """The verdicts of a verdict map, each with its condition."""
         key = self._value(vmap["key"])
         verdicts: list[tuple[Condition, Mapping[str, Any]]] = []
         otherwise: list[Mapping[str, Any]] = []
+        keys: list[Any] = []
         for left, verdict in self._pairs(vmap["data"]):
             if left == "*":
                 otherwise.append(verdict)
             else:
-                condition = self._equals(key, _unwrapped(left))
-                condition = _reworded(condition, f"{expression(vmap['key'])} {expression(left)}")
-                if condition.truth is Truth.DEPENDS:
-                    tests = _mark_tests(vmap["key"], [_unwrapped(left)], negated=False)
-                    condition = condition._replace(marks=tests)
-                only = vmap["key"] == _STATE and _is_invalid([_unwrapped(left)])
-                stated = _stated(condition, vmap["key"])._replace(only=only)
-                verdicts.append((stated, verdict))
-        rest = any_of(condition for condition, _ in verdicts).negated
-        rest = _reworded(rest, f"{expression(vmap['key'])} *")
-        verdicts += [(_stated(rest, vmap["key"]), verdict) for verdict in otherwise]
+                keys.append(_unwrapped(left))
+                match = {"left": vmap["key"], "op": "==", "right": _unwrapped(left)}
+                verdicts.append((self.matches(match), verdict))
+        on = f"{expression(vmap['key'])} *"
+        match = {"left": vmap["key"], "op": "!=", "right": {"set": keys}}
+        rest = _reworded(self.matches(match), on)
+        rest = rest._replace(marks=tuple(test._replace(on=on) for test in rest.marks))
+        verdicts += [(rest, verdict) for verdict in otherwise]
         return [] if isinstance(key, _NoEntry) else verdicts
 
     def has(self, expr: Any) -> Condition:  # noqa: ANN401 - JSON
@@ -146,22 +155,25 @@ class Segment:
         other_header = "payload" in key and isinstance(self._value(key), _NoEntry)
         if _reads_entry(value) or other_header:
             return NEVER, None
-        if key != _MARK:
+        if key != MARK:
             return ALWAYS, None
         if isinstance(value, dict) and "map" in value:
             return self._mapped(value["map"])
-        return ALWAYS, _write(value)
+        return ALWAYS, write(value)
 
     def _mapped(self, mapping: Mapping[str, Any]) -> tuple[Condition, MarkWrite]:
         """The effect of `meta mark set KEY map { ... }`; an absent key ends the rule."""
         found = [each for each in self._found(mapping) if each[0].truth is not Truth.NO]
         sure = [each for each in found if each[0].truth is Truth.YES]
-        return self.chooses(mapping), one_of(_write(right) for _, right in sure[:1] or found)
+        return self.chooses(mapping), one_of(write(right) for _, right in sure[:1] or found)
 
     def chooses(self, mapping: Mapping[str, Any]) -> Condition:
         """Whether a map has a value for the packet; without one the rule ends."""
-        found = any_of(condition for condition, _ in self._found(mapping))
-        return _stated(_reworded(found, expression(mapping["key"])), mapping["key"])
+        return self._of_states(
+            mapping["key"],
+            expression(mapping["key"]),
+            lambda: any_of(condition for condition, _ in self._found(mapping)),
+        )
 
     def _found(self, mapping: Mapping[str, Any]) -> list[tuple[Condition, Any]]:
         key = self._value(mapping["key"])
@@ -176,12 +188,12 @@ class Segment:
             return None
         if entry.get("dir") == "original":
             return TrackingWrite(0)  # replies stay in zone 0
-        zone = _number(mangle["value"])
+        zone = number_of(mangle["value"])
         return TrackingWrite(UNKNOWN_ZONE if zone is None else zone)
 
     def _compared(self, value: _Value, sign: str, right: Any) -> Condition:  # noqa: ANN401 - JSON
         if sign in {"in", "!"} or sign in _ORDERINGS:
-            other = _number(right)
+            other = number_of(right)
             if not isinstance(value, int) or other is None:
                 return depends(expression(right))
             if sign in _ORDERINGS:
@@ -204,13 +216,13 @@ class Segment:
             return all_of(self._equals(one, other) for one, other in zip(value, parts, strict=True))
         mine = _NUMBERS[value] if isinstance(value, str) else value
         if isinstance(element, dict) and "range" in element:
-            low, high = (_number(end) for end in element["range"])
+            low, high = (number_of(end) for end in element["range"])
             if low is None or high is None:
                 return depends(expression(element))
             return known(low <= mine <= high)
         if isinstance(value, str) and isinstance(element, str):
             return known(_NUMBERS.get(element, element) == mine)
-        number = _number(element)
+        number = number_of(element)
         return depends(expression(element)) if number is None else known(mine == number)
 
     def _members(self, right: Any) -> list[Any]:  # noqa: ANN401 - JSON
@@ -225,7 +237,7 @@ class Segment:
         return [pair for pair in pairs if isinstance(pair, list) and len(pair) == 2]
 
     def _value(self, expr: Any) -> _Value:  # noqa: ANN401 - JSON; one answer a kind
-        number = _number(expr)
+        number = number_of(expr)
         if number is not None:
             return number
         if not isinstance(expr, dict) or len(expr) != 1:
@@ -233,12 +245,12 @@ class Segment:
         ((kind, inner),) = expr.items()
         match kind:
             case "ct":
-                return _STATES["invalid"] if inner.get("key") == "state" else _NO_ENTRY
+                return self._state if inner.get("key") == "state" else _NO_ENTRY
             case "concat":
                 parts = tuple(self._value(each) for each in inner)
                 return _NO_ENTRY if _NO_ENTRY in parts else parts
             case "&" | "|" | "^":
-                return self._computed(_OPERATORS[kind], inner)
+                return self._computed(OPERATORS[kind], inner)
             case "meta":
                 return self._meta(inner["key"])
             case "payload":
@@ -286,13 +298,6 @@ def _reworded(condition: Condition, on: str) -> Condition:
     return condition._replace(on=(on,)) if condition.truth is Truth.DEPENDS else condition
 
 
-def _stated(condition: Condition, left: Any) -> Condition:  # noqa: ANN401 - JSON
-    if not names_state(left):
-        return condition
-    alone = condition.truth is Truth.NO and "concat" not in left
-    return condition._replace(state=True, tracked=() if alone else None)
-
-
 def _is_invalid(states: Sequence[Any]) -> bool:
     """Whether a set has the state `invalid` and no other."""
     return bool(states) and all(state == "invalid" for state in states)
@@ -314,71 +319,8 @@ def _reads_entry(expr: Any) -> bool:  # noqa: ANN401 - JSON
     return isinstance(expr, list) and any(_reads_entry(each) for each in expr)
 
 
-def _mark_tests(left: Any, right: Sequence[Any], *, negated: bool) -> tuple[MarkTest, ...]:  # noqa: ANN401 - JSON
-    """A match on the packet's mark as a test of its bits; empty for any other."""
-    mask: int | None = ALL_BITS
-    if isinstance(left, dict) and isinstance(left.get("&"), list) and len(left["&"]) == 2:
-        left, mask = left["&"][0], _number(left["&"][1])
-    values = {_number(each) for each in right}
-    numbers = frozenset(each for each in values if each is not None)
-    if left != _MARK or mask is None or len(numbers) != len(values):
-        return ()
-    return (MarkTest(mask, numbers, negated),)
-
-
-def _write(value: Any) -> MarkWrite:  # noqa: ANN401 - JSON
-    """The effect of `meta mark set VALUE`; an unknown value may write every bit."""
-    if value == _MARK:
-        return MarkWrite(ALL_BITS, 0)
-    number = _number(value)
-    if number is not None:
-        return MarkWrite(0, number)
-    if isinstance(value, dict) and len(value) == 1:
-        ((kind, inner),) = value.items()
-        if kind in _OPERATORS and isinstance(inner, list) and len(inner) == 2:
-            before, operand = _write(inner[0]), _number(inner[1])
-            if operand is not None:
-                return computed(before, kind, operand)
-        if kind in _HASHES and isinstance(inner, dict):
-            first, count = inner.get("offset", 0), inner.get("mod", 0)
-            return in_range(first, first + count - 1)
-    return ANY_MARK
-
-
-def computed(before: MarkWrite, sign: str, operand: int) -> MarkWrite:
-    """The effect of a write, then of an operation with a constant."""
-    keep, flip, unknown = before
-    match sign:
-        case "&":
-            return MarkWrite(keep & operand, flip & operand, unknown & operand)
-        case "|":
-            return MarkWrite(keep & ~operand, flip & ~unknown | operand, unknown & ~operand)
-        case _:
-            return MarkWrite(keep, (flip ^ operand) & ~unknown, unknown)
-
-
 def _unwrapped(element: Any) -> Any:  # noqa: ANN401 - JSON
     """A set's element without its timeout, counter and comment."""
     if isinstance(element, dict) and isinstance(element.get("elem"), dict):
         return element["elem"].get("val")
     return element
-
-
-def _number(value: Any) -> int | None:  # noqa: ANN401 - JSON
-    """The numeric value of a constant; states and lists of states are bits."""
-    if isinstance(value, dict):
-        value = value.get("|") if len(value) == 1 else None
-    if isinstance(value, list):
-        bits = [_number(part) for part in value]
-        some = [part for part in bits if part is not None]
-        return functools.reduce(operator.or_, some) if some and len(some) == len(bits) else None
-    if isinstance(value, int):  # bool as well
-        return int(value)
-    if not isinstance(value, str):
-        return None
-    if value in _STATES:
-        return _STATES[value]
-    try:
-        return int(value, 0)
-    except ValueError:
-        return None

@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple, final
 
-from nfq_guard.doctor.nft_match import Segment, computed
+from nfq_guard.doctor.nft_match import Segment
+from nfq_guard.doctor.nft_values import computed
 from nfq_guard.doctor.rule_model import (
     ALL_BITS,
     ALWAYS,

@@ -5,18 +5,18 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import reduce
 from itertools import groupby
 from typing import Final, NamedTuple, final
 
 from nfq_guard.doctor.follow import Finding, Follower
+from nfq_guard.doctor.packet_mark import Marks
 from nfq_guard.doctor.rule_model import (
     CONNTRACK_PRIORITY,
     NFT_SECURITY,
     TAKES,
     Act,
-    MarkTest,
     Table,
-    Truth,
 )
 from nfq_guard.firewall import native
 from nfq_guard.firewall.render import MANGLE, SECURITY
@@ -35,6 +35,15 @@ _PLACES: Final = {
 HOOKS: Final = ("prerouting", "input", "forward", "output", "postrouting")
 _INGRESS: Final = "ingress"
 """A hook of one device, before all others and before conntrack."""
+_BEFORE: Final = {
+    _INGRESS: (),
+    "prerouting": (_INGRESS,),
+    "input": ("prerouting",),
+    "forward": ("prerouting",),
+    "output": (),
+    "postrouting": ("forward", "output"),
+}
+"""The hooks from which a packet gets to a hook with its mark."""
 _OUR_HOOKS: Final = ("prerouting", "output")
 
 
@@ -129,44 +138,71 @@ def _sets_of(met: Met) -> tuple[str, str]:
 def _walk(tables: Sequence[Table], family: int) -> Iterator[Met]:
     here = [table for table in tables if table.family == family]
     followers = [(table, Follower(table)) for table in here]
-    carried = _Carried()
+    out: dict[str, Marks] = {}
     for hook in (_INGRESS, *HOOKS):
         ours = _ours(here, hook)
         attached = [
-            (base.priority, table, follower, chain)
+            (base.priority, _Chain(hook, table, follower, chain, ours))
             for table, follower in followers
             if not table.own
             for chain, base in table.bases.items()
             if base.hook == hook
         ]
         attached.sort(key=lambda each: each[0])
+        before = [out[each] for each in _BEFORE[hook]] or [Marks()]
+        marks = reduce(Marks.either, before)
         taken = False
-        for _, tied in groupby(attached, key=lambda each: each[0]):
-            mets = [
-                list(_met(hook, table, follower, chain, ours, carried))
-                for _, table, follower, chain in tied
-            ]
+        for _, group in groupby(attached, key=lambda each: each[0]):
+            tied = [chain for _, chain in group]
+            after = [chain.follow(marks).marks for chain in tied]
+            if len(tied) > 1:  # any of them may write the mark before the others test it
+                marks = reduce(Marks.either, after, marks)
+                after = [reduce(Marks.either, after)]
+            mets = [chain.follow(marks).mets for chain in tied]
+            marks = after[0]
             if taken:
                 mets = [[met for met in each if met.order not in ON_THE_WAY] for each in mets]
             taken = taken or any(_takes(met) for each in mets for met in each)
             yield from _unordered(mets)
+        out[hook] = marks
 
 
-def _met(
-    hook: str,
-    table: Table,
-    follower: Follower,
-    chain: str,
-    ours: "_Place | _Planned | None",
-    carried: "_Carried",
-) -> Iterator[Met]:
-    """What a packet may meet in one base chain."""
-    for order, start, end in _parts(table, chain, ours):
-        for followed in follower.base(chain, start, end).findings:
-            finding = _tracked(carried.through(followed), order)
-            if finding.rule.act is Act.ACCEPT and _hides_nothing(order, table, ours):
-                continue
-            yield Met(hook, order, finding)
+@final
+class _Followed(NamedTuple):
+    """What a packet may meet in one base chain, and the marks behind it."""
+
+    mets: list[Met]
+    marks: Marks
+
+
+@final
+class _Chain(NamedTuple):
+    """A base chain of a hook."""
+
+    hook: str
+    table: Table
+    follower: Follower
+    chain: str
+    ours: "_Place | _Planned | None"
+
+    def follow(self, marks: Marks) -> _Followed:
+        """Follow a packet with these marks through the chain."""
+        mets: list[Met] = []
+        out: Marks | None = None
+        here: Marks | None = marks
+        for order, start, end in _parts(self.table, self.chain, self.ours):
+            walk = self.follower.base(self.chain, start, end, here)
+            for followed in walk.findings:
+                finding = _tracked(followed, order)
+                hidden = _hides_nothing(order, self.table, self.ours)
+                if finding.rule.act is not Act.ACCEPT or not hidden:
+                    mets.append(Met(self.hook, order, finding))
+            passed = marks if order is Order.NEVER else walk.out
+            if order is Order.UNTRACKED and passed is not None:
+                passed = passed.alike()
+            out = passed if out is None else out.either(passed)
+            here = walk.left
+        return _Followed(mets, marks if out is None else out)
 
 
 def _takes(met: Met) -> bool:
@@ -198,35 +234,6 @@ def _tracked(finding: Finding, order: Order) -> Finding:
     if tracking is None or tracking.zone != UNTRACKED or order is Order.UNTRACKED:
         return finding
     return replace(finding, rule=replace(finding.rule, act=Act.UNKNOWN, target="notrack"))
-
-
-@final
-class _Carried:
-    """Marks that rules for INVALID packets have written, which later rules test."""
-
-    def __init__(self) -> None:
-        self._writes: list[Finding] = []
-
-    def through(self, finding: Finding) -> Finding:
-        """A finding, which selects INVALID packets if it tests a mark that such a rule wrote."""
-        if finding.rule.mark is not None:
-            if finding.certain and not finding.rule.mark.keep:
-                self._writes.clear()
-            if finding.state:
-                self._writes.append(finding)
-            return finding
-        given = [each for each in self._writes if _gives(each, finding.marks)]
-        if not given:
-            return finding
-        sure = given[-1].certain and len(finding.on) == len(finding.marks)
-        if sure:
-            return replace(finding, state=True, truth=Truth.YES, on=())
-        return replace(finding, state=True)
-
-
-def _gives(write: Finding, tests: Sequence[MarkTest]) -> bool:
-    mark = write.rule.mark
-    return bool(tests) and mark is not None and all(mark.passes(test) for test in tests)
 
 
 def _hides_nothing(order: Order, table: Table, ours: _Place | _Planned | None) -> bool:

@@ -42,11 +42,23 @@ class Truth(IntEnum):
 
 
 class MarkTest(NamedTuple):
-    """A test of the packet's mark: whether `mark & mask` is one of the values, or none of them."""
+    """A test of the packet's mark.
+
+    Attributes:
+        mask: The bits that are tested: `mark & mask`.
+        values: The values that pass.
+        negated: Whether all others pass instead.
+        ranges: More values that pass, both ends included.
+        on: The words of the match in `Condition.on`; empty if it tests more than the mark.
+        opaque: Whether it is not known which values pass.
+    """
 
     mask: int
-    values: frozenset[int]
+    values: frozenset[int] = frozenset()
     negated: bool = False
+    ranges: tuple[tuple[int, int], ...] = ()
+    on: str = ""
+    opaque: bool = False
 
 
 @final
@@ -62,6 +74,7 @@ class Condition(NamedTuple):
             others than those of the segment, which lacks a conntrack entry; None if they are not.
         only: Whether no packet of another conntrack state matches.
         lost: A match on the conntrack entry that its program does not list in full.
+        known: Whether a packet of a known connection matches; None if as the segment.
     """
 
     truth: Truth
@@ -71,18 +84,28 @@ class Condition(NamedTuple):
     tracked: tuple[str, ...] | None = None
     only: bool = False
     lost: str = ""
+    known: Truth | None = None
+
+    @property
+    def known_truth(self) -> Truth:
+        """Whether a packet of a known connection matches."""
+        return self.truth if self.known is None else self.known
 
     @property
     def negated(self) -> "Condition":
-        """The negation; it keeps a test of the mark only if that is the sole condition."""
-        tests = self.marks if len(self.marks) == 1 else ()
-        opposite = tuple(test._replace(negated=not test.negated) for test in tests)
-        return Condition(Truth(Truth.YES - self.truth), self.on, self.state, opposite)
+        """The negation; a test of the mark that is not the sole condition becomes opaque."""
+        sole = len(self.marks) == 1 and self.marks[0].on in self.on
+        opposite = tuple(
+            test._replace(negated=not test.negated) if sole else MarkTest(test.mask, opaque=True)
+            for test in self.marks
+        )
+        known = None if self.known is None else Truth(Truth.YES - self.known)
+        return Condition(Truth(Truth.YES - self.truth), self.on, self.state, opposite, known=known)
 
 
 ALWAYS: Final = Condition(Truth.YES)
 NEVER: Final = Condition(Truth.NO)
-NO_ENTRY: Final = Condition(Truth.NO, tracked=())
+NO_ENTRY: Final = Condition(Truth.NO, tracked=(), known=Truth.DEPENDS)
 """A match on the conntrack entry, which an INVALID packet lacks."""
 
 
@@ -91,10 +114,18 @@ def depends(on: str) -> Condition:
     return Condition(Truth.DEPENDS, (on,))
 
 
-def known(holds: bool, *, state: bool = False) -> Condition:  # noqa: FBT001 - a truth value
-    """A match whose result is known."""
-    tracked = () if state and not holds else None
-    return Condition(Truth.YES if holds else Truth.NO, (), state, tracked=tracked)
+def known(holds: bool, *, established: bool | None = None) -> Condition:  # noqa: FBT001 - a truth value
+    """A match whose result is known.
+
+    Args:
+        holds: Whether the segment matches.
+        established: For a match on the conntrack state: whether it includes ESTABLISHED.
+    """
+    truth = Truth.YES if holds else Truth.NO
+    if established is None:
+        return Condition(truth)
+    of_known = Truth.YES if established else Truth.NO
+    return Condition(truth, state=True, tracked=None if holds else (), known=of_known)
 
 
 def unreadable(match: str) -> Condition:
@@ -107,7 +138,7 @@ def all_of(conditions: Iterable[Condition]) -> Condition:
     parts = (ALWAYS, *conditions)
     truth = min(part.truth for part in parts)
     on = tuple(word for part in parts for word in part.on) if truth is Truth.DEPENDS else ()
-    marks = tuple(test for part in parts for test in part.marks) if on else ()
+    marks = tuple(test for part in parts for test in part.marks)
     state = any(part.state for part in parts)
     failed = [part for part in parts if part.truth is Truth.NO]
     tracked: tuple[str, ...] | None = None
@@ -116,6 +147,7 @@ def all_of(conditions: Iterable[Condition]) -> Condition:
         tracked = tuple(
             word for part in parts for word in (part.on if part.tracked is None else part.tracked)
         )
+    alike = all(part.known is None for part in parts)
     return Condition(
         truth,
         on,
@@ -124,6 +156,7 @@ def all_of(conditions: Iterable[Condition]) -> Condition:
         tracked,
         only=any(part.only for part in parts),
         lost=next((part.lost for part in parts if part.lost), "") if on else "",
+        known=None if alike else min(part.known_truth for part in parts),
     )
 
 
@@ -132,7 +165,13 @@ def any_of(conditions: Iterable[Condition]) -> Condition:
     parts = (NEVER, *conditions)
     truth = max(part.truth for part in parts)
     on = tuple(word for part in parts for word in part.on) if truth is Truth.DEPENDS else ()
-    return Condition(truth, tuple(dict.fromkeys(on)), any(part.state for part in parts))
+    known_one = max(part.known_truth for part in parts)
+    return Condition(
+        truth,
+        tuple(dict.fromkeys(on)),
+        any(part.state for part in parts),
+        known=None if all(part.known is None for part in parts) else known_one,
+    )
 
 
 class Act(StrEnum):
@@ -174,10 +213,10 @@ class MarkWrite(NamedTuple):
         """Whether the write can change one of these bits from 1 to 0."""
         return (self.keep ^ self.flip) & bits != bits
 
-    def passes(self, test: MarkTest) -> bool:
-        """Whether every mark passes a test after this write."""
-        found = self.flip & test.mask in test.values
-        return not (self.keep | self.unknown) & test.mask and found is not test.negated
+    @property
+    def bits(self) -> int:
+        """The bits that the write can change."""
+        return ALL_BITS & (~self.keep | self.flip)
 
     def sets(self, bits: int) -> bool:
         """Whether the write can change all of these bits from 0 to 1."""
@@ -223,6 +262,7 @@ class Rule:
         act: Its effect.
         target: The chain of a jump or goto; for ELSEWHERE and UNKNOWN the target's name.
         mark: Its write to the packet's mark; None without one.
+        restores: The bits of the mark that a packet of a known connection gets from that one.
         fills: The match, in the words of `Condition.on`, that holds once this rule has added the
             packet to a set; empty where it adds nothing.
         tracking: Its effect on tracking; None without one.
@@ -235,6 +275,7 @@ class Rule:
     act: Act
     target: str = ""
     mark: MarkWrite | None = None
+    restores: int = 0
     fills: str = ""
     tracking: TrackingWrite | None = None
     own: bool = False

@@ -230,12 +230,12 @@ def test_the_chain_that_is_named_is_one_for_all_packets() -> None:
 def forwarded_by(rules: str) -> Check:
     """The fate of forwarded packets by rules of FORWARD and of two chains, X and Y.
 
-    `{known}` in a rule is a match of packets of connections.
+    `{known}` in a rule is a match of packets of connections, `{new}` of those that open one.
     """
     text = "".join(f"-A {rule}\n" for rule in rules.split(";"))
     known = "-m conntrack --ctstate RELATED,ESTABLISHED"
-    chains = ":X - [0:0]\n:Y - [0:0]\n"
-    return fate_of(walk(FILTER + chains + text.replace("{known}", known)), "forward")
+    text = text.replace("{known}", known).replace("{new}", "-m conntrack --ctstate NEW")
+    return fate_of(walk(f"{FILTER}:X - [0:0]\n:Y - [0:0]\n{text}"), "forward")
 
 
 @pytest.mark.parametrize(
@@ -261,6 +261,46 @@ def test_a_drop_of_what_no_rule_accepted_by_state(rules: str) -> None:
 @pytest.mark.parametrize(
     "rules",
     [
+        # Some connections to the port are accepted, or their answers.
+        "FORWARD {known} -j ACCEPT;FORWARD -s 192.0.2.0/24 -p tcp --dport 22 {new} -j ACCEPT;"
+        "FORWARD -p tcp --dport 22 -j DROP",
+        "FORWARD {known} -j ACCEPT;FORWARD -p tcp --dport 22 {new} -j ACCEPT;"
+        "FORWARD -p tcp --dport 0:1023 -j DROP",
+        "FORWARD {known} -j ACCEPT;FORWARD -p tcp -m multiport --dports 22,80 {new} -j ACCEPT;"
+        "FORWARD -p tcp -m multiport --dports 22,443 -j DROP",
+        "FORWARD {known} -j ACCEPT;FORWARD -s 192.0.2.0/24 -j ACCEPT;FORWARD -d 192.0.2.0/24 "
+        "-j DROP",
+        "FORWARD {known} -j ACCEPT;FORWARD -d 192.0.2.0/24 -j DROP",
+        "FORWARD {known} -j ACCEPT;FORWARD ! -s 192.0.2.1/32 -j DROP",
+        "FORWARD {known} -j ACCEPT;FORWARD -s 192.0.2.1/32 -j ACCEPT;FORWARD -d 192.0.2.1/32 "
+        "-j DROP",
+        "FORWARD {known} -j ACCEPT;FORWARD -p tcp ! --syn -j DROP",
+        "FORWARD {known} -j ACCEPT;FORWARD -p tcp --dport 1024:65535 -j DROP",
+        "FORWARD {known} -j ACCEPT;FORWARD -p tcp --sport 80 -j DROP",
+        "FORWARD {known} -j ACCEPT;FORWARD -m set ! --match-set lan src -j DROP",
+        "FORWARD -i br0 {known} -j ACCEPT;FORWARD -o br1 -j DROP",
+        "FORWARD {known} -j ACCEPT;FORWARD -s 192.0.2.66/32 -j X;X {known} -j ACCEPT;X -j DROP",
+    ],
+)
+def test_a_drop_of_some_addresses_or_ports_after_accepts_by_state(rules: str) -> None:
+    check = forwarded_by(rules)
+    assert check.status is Status.WARNING
+    assert "is accepted, or dropped by default: `" in check.what
+    assert "; depends on: " in check.what
+
+
+def test_of_several_such_rules_the_one_that_resets_is_named() -> None:
+    check = forwarded_by(
+        "FORWARD {known} -j ACCEPT;FORWARD -o br0 -j DROP;"
+        "FORWARD -d 192.0.2.0/24 -p tcp -j REJECT --reject-with tcp-reset"
+    )
+    assert check.status is Status.PROBLEM
+    assert "is accepted, or reset by default" in check.what
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
         # It takes packets of connections as well.
         "FORWARD -i br1 -j ACCEPT;FORWARD -o br0 -j DROP",
         "FORWARD -i br1 -j ACCEPT;FORWARD -j DROP",
@@ -273,6 +313,15 @@ def test_a_drop_of_what_no_rule_accepted_by_state(rules: str) -> None:
         # It is aimed at something else.
         "FORWARD {known} -j ACCEPT;FORWARD -s 192.0.2.66/32 -j DROP",
         "FORWARD {known} -j ACCEPT;FORWARD -i br0 -p tcp -m tcp --dport 22 -j DROP",
+        "FORWARD {known} -j ACCEPT;FORWARD -p tcp --dport 80 {new} -j ACCEPT;"
+        "FORWARD -p tcp --dport 113 -j DROP",
+        "FORWARD {known} -j ACCEPT;FORWARD -p tcp --syn -j DROP",
+        "FORWARD {known} -j ACCEPT;FORWARD -s 192.0.2.0/24 -j ACCEPT;FORWARD -s 192.0.2.66/32 "
+        "-j DROP",
+        "FORWARD {known} -j ACCEPT;FORWARD -m set --match-set banned src -j DROP",
+        "FORWARD {known} -j ACCEPT;FORWARD -m recent --rcheck --name bad -j DROP",
+        "FORWARD -s 192.0.2.0/24 {known} -j ACCEPT;FORWARD -s 198.51.100.0/24 -j DROP",
+        "FORWARD -i br+ {known} -j ACCEPT;FORWARD ! -i br+ -j DROP",
     ],
 )
 def test_a_drop_that_singles_nothing_out(rules: str) -> None:

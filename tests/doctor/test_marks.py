@@ -330,21 +330,30 @@ def test_a_mark_that_a_map_gives_to_some_packets() -> None:
         (("-j MARK --set-mark 5", "-m mark ! --mark 5 -j DROP"), Status.OK),
         (("-j MARK --set-mark 5", "-m mark ! --mark 0/0xf -j DROP"), Status.WARNING),
         (("-j MARK --set-mark 5", "-m mark --mark 6 -j DROP"), Status.OK),
-        (("-j MARK --set-xmark 4/4", "-m mark --mark 5 -j DROP"), Status.OK),
+        # The other bits may have been set before.
+        (("-j MARK --set-xmark 4/4", "-m mark --mark 5 -j DROP"), Status.WARNING),
+        (("-j MARK --set-xmark 4/4", "-m mark --mark 3 -j DROP"), Status.OK),
+        (
+            ("-j MARK --or-mark 1", "-j MARK --or-mark 2", "-m mark --mark 3/3 -j DROP"),
+            Status.WARNING,
+        ),
     ],
 )
 def test_a_mark_of_invalid_packets_that_a_later_rule_tests(
-    rules: tuple[str, str], status: Status
+    rules: tuple[str, ...], status: Status
 ) -> None:
     """A rule for a mark that only INVALID packets were given is a rule for INVALID packets."""
-    write, test = rules
-    text = f"{FILTER}-A FORWARD -m conntrack --ctstate INVALID {write}\n-A FORWARD {test}\n"
-    check = fate_of(walk(text), "forward")
+    *writes, test = rules
+    text = FILTER + "".join(
+        f"-A FORWARD -m conntrack --ctstate INVALID {write}\n" for write in writes
+    )
+    check = fate_of(walk(f"{text}-A FORWARD {test}\n"), "forward")
     assert check.status is status
-    assert ("depends on: -s 192.0.2.1, --mark 5" in check.what) is ("-s" in test)
+    assert check.what.endswith("depends on: -s 192.0.2.1") is ("-s" in test)
     later = f"-A FORWARD -j MARK --set-mark 9\n-A FORWARD {test}\n"
-    text = f"{FILTER}-A FORWARD -m conntrack --ctstate INVALID {write}\n{later}"
-    assert fate_of(walk(text), "forward").status is Status.OK
+    check = fate_of(walk(text + later), "forward")
+    assert "dropped by `" not in check.what
+    assert check.status is (Status.WARNING if "!" in test else Status.OK)
 
 
 def test_a_mark_of_invalid_packets_that_leads_to_a_chain() -> None:
@@ -358,6 +367,9 @@ def test_a_mark_of_invalid_packets_that_leads_to_a_chain() -> None:
     assert "is reset by `-p tcp -j REJECT" in check.what
 
 
+PAIR = {"concat": [MARK, NAME]}
+
+
 @pytest.mark.parametrize(
     ("test", "caught"),
     [
@@ -367,9 +379,19 @@ def test_a_mark_of_invalid_packets_that_leads_to_a_chain() -> None:
         ([matching(MARK, 5, "!="), DROPPED], False),
         ([matching(MARK, {"set": [4, 5]}), DROPPED], True),
         ([matching(MARK, {"set": [4, 5]}, "!="), DROPPED], False),
-        ([matching(MARK, {"set": [{"range": [4, 5]}]}), DROPPED], False),
+        ([matching(MARK, {"set": [{"range": [4, 5]}]}), DROPPED], True),
         ([matching({"&": [MARK, 4]}, 4), DROPPED], True),
-        ([matching({"&": [MARK, {"jhash": {}}]}, 4), DROPPED], False),
+        ([matching({"&": [MARK, {"jhash": {}}]}, 4), DROPPED], True),
+        ([matching({"fib": {"result": "oif", "flags": ["saddr", "mark"]}}, 1), DROPPED], True),
+        ([matching(MARK, 4, ">"), DROPPED], True),
+        ([matching(MARK, 5, ">"), DROPPED], False),
+        ([matching(MARK, {"range": [4, 6]}), DROPPED], True),
+        ([matching(MARK, {"range": [6, 9]}, "!="), DROPPED], True),
+        ([matching(PAIR, {"set": [{"concat": [5, "eth0"]}]}), DROPPED], True),
+        ([matching(PAIR, {"set": [{"concat": [4, "eth0"]}]}), DROPPED], False),
+        ([matching(PAIR, {"set": [{"concat": [4, "eth0"]}]}, "!="), DROPPED], True),
+        ([{"vmap": {"key": MARK, "data": {"set": [[1, ACCEPTED], ["*", DROPPED]]}}}], True),
+        ([{"vmap": {"key": MARK, "data": {"set": [[5, ACCEPTED], ["*", DROPPED]]}}}], False),
         ([matching(MARK, 1, "<"), DROPPED], False),
         ([{"vmap": {"key": MARK, "data": {"set": [[4, ACCEPTED], [5, DROPPED]]}}}], True),
         ([{"vmap": {"key": MARK, "data": {"set": [[4, DROPPED], [5, ACCEPTED]]}}}], False),
@@ -379,3 +401,132 @@ def test_a_mark_of_invalid_packets_that_nftables_tests(test: list[object], *, ca
     write = [matching(STATE, "invalid", "in"), {"mangle": {"key": MARK, "value": 5}}]
     mets = list(path.walk(nft_rules.Ruleset(nft(write, test)).tables(), 4))
     assert fate_of(mets, "forward").status is (Status.WARNING if caught else Status.OK)
+
+
+@pytest.mark.parametrize(
+    ("test", "found"),
+    [
+        (matching(MARK, 0x101), [(Act.DROP, Truth.DEPENDS)]),
+        (matching({"&": [MARK, 0x300]}, 0x100), [(Act.DROP, Truth.YES)]),
+        (matching(MARK, {"range": [0x100, 0x101]}), [(Act.DROP, Truth.YES)]),
+        (matching(MARK, 0x102), []),
+    ],
+)
+def test_a_hash_in_the_mark_of_invalid_packets(
+    test: object, found: list[tuple[Act, Truth]]
+) -> None:
+    hashed = {"mangle": {"key": MARK, "value": {"jhash": {"mod": 2, "offset": 256}}}}
+    rules = nft([matching(STATE, "invalid", "in"), hashed], [test, DROPPED])
+    mets = list(path.walk(nft_rules.Ruleset(rules).tables(), 4))
+    assert decides(mets, "forward") == found
+    assert fate_of(mets, "forward").status is (Status.WARNING if found else Status.OK)
+
+
+MANGLE = "*mangle\n:PREROUTING ACCEPT [0:0]\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n"
+OF_INVALID = "-m conntrack --ctstate INVALID -j MARK"
+OF_KNOWN = "-m conntrack --ctstate RELATED,ESTABLISHED -j MARK"
+
+
+@pytest.mark.parametrize(
+    ("mangle", "rules", "words"),
+    [
+        # The packets of known connections are accepted by their mark, and the others dropped.
+        (
+            (f"PREROUTING {OF_KNOWN} --set-mark 1",),
+            ("FORWARD -m mark --mark 1 -j ACCEPT", "FORWARD -j DROP"),
+            "dropped by default: `-j DROP`",
+        ),
+        (
+            (f"PREROUTING {OF_KNOWN} --set-xmark 4/4",),
+            ("FORWARD -m mark ! --mark 4/4 -j DROP",),
+            "is accepted, or dropped by `-m mark ! --mark 4/4 -j DROP`",
+        ),
+        (
+            (f"PREROUTING {OF_INVALID} --set-mark 1",),
+            ("FORWARD -m mark ! --mark 1 -j ACCEPT", "FORWARD -j DROP"),
+            "is dropped by default: `-j DROP` (legacy table filter, chain FORWARD)",
+        ),
+        (
+            ("PREROUTING -j CONNMARK --restore-mark",),
+            ("FORWARD -m mark --mark 1 -j ACCEPT", "FORWARD -j DROP"),
+            "dropped by default: `-j DROP`",
+        ),
+        # A write in INPUT or OUTPUT does not change what is forwarded.
+        (
+            (f"PREROUTING {OF_INVALID} --set-mark 1", "INPUT -j MARK --set-mark 0"),
+            ("FORWARD -m mark --mark 1 -j DROP",),
+            "is dropped by `-m mark --mark 1 -j DROP`",
+        ),
+        (
+            (f"INPUT {OF_INVALID} --set-mark 1",),
+            ("FORWARD -m mark --mark 1 -j DROP",),
+            "is accepted, unless a rule for other",
+        ),
+        # It is cleared or overwritten again, for all packets or for some.
+        (
+            (f"PREROUTING {OF_INVALID} --set-xmark 1/1", "PREROUTING -j MARK --set-xmark 0/1"),
+            ("FORWARD -m mark --mark 1/1 -j DROP",),
+            "is accepted",
+        ),
+        (
+            (
+                f"PREROUTING {OF_INVALID} --set-mark 1",
+                "FORWARD -j X",
+                "X -s 192.0.2.0/24 -j RETURN",
+                "X -j MARK --set-mark 0",
+            ),
+            ("FORWARD -m mark --mark 1 -j DROP",),
+            "is accepted, or dropped by `-m mark --mark 1 -j DROP`",
+        ),
+        (
+            (f"PREROUTING {OF_INVALID} --set-mark 1", "PREROUTING -i e -j MARK --set-mark 2"),
+            ("FORWARD -m mark --mark 1 -j DROP",),
+            "is accepted, or dropped by `-m mark --mark 1 -j DROP`",
+        ),
+        # The chain that sets it is for INVALID packets.
+        (
+            ("PREROUTING -m conntrack --ctstate INVALID -j X", "X -j MARK --set-mark 1"),
+            ("FORWARD -m mark --mark 1 -j DROP",),
+            "is dropped by `-m mark --mark 1 -j DROP`",
+        ),
+        (
+            ("PREROUTING -m conntrack --ctstate INVALID -g X", "X -j MARK --set-mark 1"),
+            ("FORWARD -m mark --mark 1 -j DROP",),
+            "is dropped by `-m mark --mark 1 -j DROP`",
+        ),
+        # It is for all packets.
+        (
+            ("PREROUTING -j MARK --set-mark 1",),
+            ("FORWARD -m mark --mark 2 -j DROP", "FORWARD -m mark ! --mark 1 -j DROP"),
+            "is accepted",
+        ),
+    ],
+)
+def test_marks_on_the_way_of_both_packets(
+    mangle: tuple[str, ...], rules: tuple[str, ...], words: str
+) -> None:
+    text = f"{MANGLE}:X - [0:0]\n" + "".join(f"-A {rule}\n" for rule in mangle)
+    text += FILTER + "".join(f"-A {rule}\n" for rule in rules)
+    assert words in fate_of(walk(text), "forward").what
+
+
+def test_a_mark_of_another_hook_is_not_tested() -> None:
+    text = f"{MANGLE}-A PREROUTING {OF_INVALID} --set-mark 1\n{FILTER}"
+    check = fate_of(walk(f"{text}-A OUTPUT -m mark --mark 1 -j DROP\n"), "output")
+    assert "dropped by `" not in check.what
+    post = text.replace(":INPUT ACCEPT", ":POSTROUTING ACCEPT", 1)
+    check = fate_of(
+        walk(f"{post}*mangle\n-A POSTROUTING -m mark --mark 1 -j DROP\n"), "postrouting"
+    )
+    assert "is accepted, or dropped by `" in check.what, "it was forwarded, or sent by this host"
+
+
+def test_a_chain_is_followed_for_a_few_marks_only() -> None:
+    """For more of them nothing is known of the mark."""
+    jumps = "".join(f"-A FORWARD -j MARK --set-mark {n}\n-A FORWARD -j X\n" for n in range(1, 12))
+    text = f"{FILTER}:X - [0:0]\n{jumps}-A X -m mark --mark 11 -j DROP\n"
+    assert decides(walk(text), "forward")[-1] == (Act.DROP, Truth.DEPENDS)
+    few = text.replace("-A FORWARD -j MARK --set-mark 2\n-A FORWARD -j X\n", "", 1)
+    for number in range(3, 9):
+        few = few.replace(f"-A FORWARD -j MARK --set-mark {number}\n-A FORWARD -j X\n", "")
+    assert decides(walk(few), "forward")[-1] == (Act.DROP, Truth.YES)

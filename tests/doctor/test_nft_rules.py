@@ -502,3 +502,58 @@ def test_the_removal_of_a_rule_behind_a_match_that_cannot_be_read(
 def test_the_mark_that_a_target_of_iptables_writes_is_not_known() -> None:
     (rule,) = _of_iptables([_xt("target", "MARK")]).tables(_UNREAD)[0].chains["FORWARD"]
     assert (rule.mark, rule.act) == (ANY_MARK, Act.GO_ON)
+
+
+PAIR = {"concat": [STATE, NAME]}
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        matching(PAIR, {"set": [{"concat": ["established", "eth0"]}]}),
+        matching(
+            PAIR, {"set": [{"concat": each} for each in (["invalid", "b"], ["established", "a"])]}
+        ),
+        matching(STATE, "established", "in"),
+        matching({"ct": {"key": "status"}}, "dnat", "in"),
+    ],
+)
+def test_a_policy_behind_an_accept_of_known_connections(accept: object) -> None:
+    port = matching({"payload": {"protocol": "tcp", "field": "dport"}}, 22)
+    tables = nft_rules.Ruleset(nft([accept, ACCEPTED], [port, ACCEPTED], policy="drop")).tables()
+    check = fate_of(list(path.walk(tables, 4)), "forward")
+    assert check.status is Status.WARNING
+    assert "is dropped by default: `policy drop`" in check.what
+    assert "tcp dport 22" in check.what
+
+
+@pytest.mark.parametrize(
+    ("on", "status"),
+    [
+        (
+            matching(
+                {"payload": {"protocol": "ip", "field": "daddr"}},
+                {"prefix": {"addr": "192.0.2.0", "len": 24}},
+            ),
+            Status.WARNING,
+        ),
+        (matching({"payload": {"protocol": "ip", "field": "daddr"}}, "192.0.2.1"), Status.WARNING),
+        (matching({"payload": {"protocol": "ip", "field": "saddr"}}, "@lan", "!="), Status.WARNING),
+        (matching({"payload": {"protocol": "ip", "field": "saddr"}}, "@bad"), Status.OK),
+        (matching({"payload": {"protocol": "tcp", "field": "dport"}}, 22), Status.WARNING),
+        (
+            matching({"payload": {"protocol": "tcp", "field": "dport"}}, {"set": [22, 25]}),
+            Status.WARNING,
+        ),
+        (matching({"payload": {"protocol": "tcp", "field": "dport"}}, 25), Status.OK),
+        (matching({"payload": {"protocol": "ip", "field": "ttl"}}, 3, "<"), Status.OK),
+    ],
+)
+def test_a_drop_of_some_packets_behind_an_accept_of_known_connections(
+    on: object, status: Status
+) -> None:
+    known = [matching(STATE, ["established", "related"], "in"), ACCEPTED]
+    port = matching({"payload": {"protocol": "tcp", "field": "dport"}}, 22)
+    opens = [port, matching(STATE, "new", "in"), ACCEPTED]
+    tables = nft_rules.Ruleset(nft(known, opens, [on, DROPPED])).tables()
+    assert fate_of(list(path.walk(tables, 4)), "forward").status is status

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: MIT
+"""Whether a rule takes the packets that remain once those of known connections are accepted.
+
+Such a rule names no conntrack state, but takes INVALID packets of connections whose other packets
+never get to it. A rule that is aimed at something else, such as a banned address, is none.
+"""
+
+import re
+from collections.abc import Iterable
+from enum import Enum, auto
+from functools import lru_cache
+from ipaddress import ip_address, ip_network
+from typing import Final, NamedTuple, final
+
+Words = frozenset[str]
+"""Conditions of a rule, as in `Condition.on`."""
+
+_MOST: Final = 32
+_EPHEMERAL: Final = 32768
+"""The first port from which a host opens connections, by default."""
+_INTERFACE: Final = re.compile(r"(! )?-[io] \S+|[io]if(name)?( \. [io]if(name)?)* (?!\. ).+")
+_IPTABLES: Final = re.compile(r"(?P<not>! )?(?P<name>--?[a-z-]+) (?P<value>\S+)(?: \S+)?$")
+_NFT: Final = re.compile(
+    r"(?P<name>(?:(?:ip6?|tcp|th) )?(?:[sd]addr|[sd]port)|[io]if(?:name)?) "
+    r"(?P<not>!= )?(?P<value>\{ .* \}|\S+)$"
+)
+_OPENING: Final = re.compile(
+    r"--tcp-flags FIN,SYN,RST,ACK SYN|--syn"
+    r"|\(?tcp flags & \(?fin[ ,|]+syn[ ,|]+rst[ ,|]+ack\)?\)? == syn"
+)
+
+
+class _Field(Enum):
+    IN = auto()
+    OUT = auto()
+    SOURCE = auto()
+    DESTINATION = auto()
+    SOURCE_PORT = auto()
+    PORT = auto()
+    FLAGS = auto()
+
+
+_FIELDS: Final = {
+    "-i": _Field.IN,
+    "iif": _Field.IN,
+    "iifname": _Field.IN,
+    "-o": _Field.OUT,
+    "oif": _Field.OUT,
+    "oifname": _Field.OUT,
+    "-s": _Field.SOURCE,
+    "--src-range": _Field.SOURCE,
+    "saddr": _Field.SOURCE,
+    "-d": _Field.DESTINATION,
+    "--dst-range": _Field.DESTINATION,
+    "daddr": _Field.DESTINATION,
+    "--sport": _Field.SOURCE_PORT,
+    "--sports": _Field.SOURCE_PORT,
+    "sport": _Field.SOURCE_PORT,
+    "--dport": _Field.PORT,
+    "--dports": _Field.PORT,
+    "dport": _Field.PORT,
+}
+_OTHER_WAY: Final = {
+    _Field.IN: _Field.OUT,
+    _Field.OUT: _Field.IN,
+    _Field.SOURCE: _Field.DESTINATION,
+    _Field.DESTINATION: _Field.SOURCE,
+    _Field.SOURCE_PORT: _Field.PORT,
+    _Field.PORT: _Field.SOURCE_PORT,
+}
+_INTERFACES: Final = frozenset({_Field.IN, _Field.OUT})
+_ADDRESSES: Final = frozenset({_Field.SOURCE, _Field.DESTINATION})
+
+
+@final
+class _Term(NamedTuple):
+    """A condition on one field of the header, or on an interface.
+
+    Attributes:
+        field: The field.
+        values: Intervals of it, both ends included; None if they are not known.
+        names: Interfaces.
+        negated: Whether all other values are meant.
+    """
+
+    field: _Field
+    values: tuple[tuple[int, int], ...] | None = None
+    names: frozenset[str] = frozenset()
+    negated: bool = False
+
+
+def is_interface(word: str) -> bool:
+    """Whether a condition names interfaces only."""
+    return _INTERFACE.fullmatch(word) is not None
+
+
+def is_of_header(word: str) -> bool:
+    """Whether a condition is on a field of the header or on an interface."""
+    return _term(word) is not None
+
+
+def bounded(conditions: Iterable[Words]) -> frozenset[Words]:
+    """These alternatives; of too many, one that stands for all."""
+    found = frozenset(conditions)
+    if len(found) <= _MOST:
+        return found
+    return frozenset({frozenset(), frozenset({"other conditions"})})
+
+
+def takes_the_rest(on: Iterable[str], known: frozenset[Words], other: frozenset[Words]) -> bool:
+    """Whether a rule with these conditions takes what accepts before it have left.
+
+    Args:
+        on: Its conditions.
+        known: The conditions under which packets of known connections are accepted before it.
+        other: The conditions of accepts before it that ask for no conntrack entry.
+    """
+    if not known:
+        return False
+    words = frozenset(on)
+    terms = [_term(word) for word in words]
+    if None in terms:
+        return False  # for some other property
+    before = [each for each in known if _together(words, each)]
+    if not before:
+        return False
+    if all(term is not None and _is_broad(term) for term in terms):
+        return True
+    if any(not all(map(is_interface, each)) for each in before):
+        return True  # some of what it names is accepted
+    return any(_answers(words, each) for each in other)
+
+
+def _is_broad(term: _Term) -> bool:
+    """Whether connections are opened in spite of a rule that takes these packets."""
+    if term.negated or term.field in _INTERFACES or term.field is _Field.SOURCE_PORT:
+        return True
+    if term.values is None or term.field is _Field.FLAGS:
+        return False
+    if term.field in _ADDRESSES:
+        return any(low != high for low, high in term.values)
+    return any(high >= _EPHEMERAL for _, high in term.values)
+
+
+def _answers(words: Words, accepted: Words) -> bool:
+    """Whether the answers to accepted packets may meet these conditions, on a common field."""
+    opposite = [
+        term._replace(field=_OTHER_WAY.get(term.field, term.field))
+        for term in map(_term, accepted)
+        if term is not None
+    ]
+    named = {term.field for term in map(_term, words) if term is not None} - _INTERFACES
+    common = any(term.field in named for term in opposite)
+    mine = [term for term in map(_term, words) if term is not None]
+    return common and not any(_apart(one, other) for one in mine for other in opposite)
+
+
+def _together(words: Words, others: Words) -> bool:
+    """Whether one packet may meet both."""
+    mine = [term for term in map(_term, words) if term is not None]
+    theirs = [term for term in map(_term, others) if term is not None]
+    return not any(_apart(one, other) for one in mine for other in theirs)
+
+
+def _apart(one: _Term, other: _Term) -> bool:
+    if one.field is not other.field or (one.negated and other.negated):
+        return False
+    if one.negated or other.negated:
+        without, within = (one, other) if one.negated else (other, one)
+        if one.field in _INTERFACES:
+            return bool(within.names) and within.names <= without.names
+        if without.values is None or within.values is None:
+            return False
+        return all(
+            any(low <= start and end <= high for low, high in without.values)
+            for start, end in within.values
+        )
+    if one.field in _INTERFACES:
+        return not any(_same(a, b) for a in one.names for b in other.names)
+    if one.values is None or other.values is None:
+        return False
+    return not any(
+        low <= end and start <= high for low, high in one.values for start, end in other.values
+    )
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether an interface may have both names; a name with a wildcard ends in `+` or `*`."""
+    if one[-1:] in "+*" and other.startswith(one[:-1]):
+        return True
+    return one == other or (other[-1:] in "+*" and one.startswith(other[:-1]))
+
+
+@lru_cache(maxsize=4096)
+def _term(word: str) -> _Term | None:
+    """A condition; None for one on another property."""
+    negated = word.startswith("! ")
+    if _OPENING.fullmatch(word.removeprefix("! ")) or _OPENING.fullmatch(
+        word.replace("!= syn", "== syn")
+    ):
+        return _Term(_Field.FLAGS, negated=negated or "!= syn" in word)
+    match = _IPTABLES.fullmatch(word) or _NFT.fullmatch(word)
+    if match is None:
+        return _Term(_Field.IN, negated=True) if is_interface(word) else None
+    name, value, negated = match["name"].split()[-1], match["value"], match["not"] is not None
+    if name == "--match-set":
+        field = (
+            _Field.DESTINATION if word.rsplit(maxsplit=1)[-1].startswith("dst") else _Field.SOURCE
+        )
+        return _Term(field, negated=negated)
+    field_of = _FIELDS.get(name)
+    if field_of is None:
+        return None
+    parts = value.strip("{ }").replace(" ", "").split(",")
+    if field_of in _INTERFACES:
+        return _Term(field_of, names=frozenset(part.strip('"') for part in parts), negated=negated)
+    try:
+        values = tuple(_interval(field_of, part) for part in parts)
+    except ValueError:
+        return _Term(field_of, negated=negated)  # a named set
+    return _Term(field_of, values, negated=negated)
+
+
+def _interval(field: _Field, part: str) -> tuple[int, int]:
+    if field in _ADDRESSES:
+        low, dash, high = part.partition("-")
+        if dash:
+            return int(ip_address(low)), int(ip_address(high))
+        network = ip_network(part, strict=False)
+        return int(network.network_address), int(network.broadcast_address)
+    low, _, high = part.replace("-", ":").partition(":")
+    return int(low or "0"), int(high or low)
