@@ -4,6 +4,8 @@
 Read-only. A source that cannot be read yields an empty value, which `doctor.examine` reports.
 """
 
+import json
+import re
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +17,11 @@ from nfq_guard.firewall.xtables import System
 
 NET: Final = Path("/proc/thread-self/net")
 SYSCTLS: Final = Path("/proc/sys/net")
+_TABLE_FLAGS: Final = frozenset({"dormant", "owner", "persist"})
+_FLAGGED: Final = re.compile(
+    r'(?P<head>\{"table": \{"family": "(?P<family>\w+)", "name": "(?P<name>[^"]+)", '
+    r'"handle": \d+, "flags": )(?P<flags>"[^"]*"|\[[^]]*\])'
+)
 _SYS: Final = Path("/sys/class/net")
 
 
@@ -59,7 +66,18 @@ def listed_by_nft(*words: str) -> str | None:
         lines = done.stderr.strip().splitlines()
         how = lines[0] if lines else f"ended with status {done.status}"
         raise UnavailableError(f"{' '.join(argv)}: {how}")
-    return done.stdout
+    return _FLAGGED.sub(_with_flags, done.stdout)
+
+
+def _with_flags(table: re.Match[str]) -> str:
+    """A table of the listing with its flags; nft 1.0.6 has any word in place of them."""
+    flags = set(re.findall(r'"([^"]*)"', table["flags"]))
+    if flags <= _TABLE_FLAGS:
+        return table[0]
+    listed = output("nft", "list", "table", table["family"], table["name"]) or ""
+    found = re.search(r"^\s*flags (.*)$", listed, re.MULTILINE)
+    words = re.split(r"[,\s]+", found[1].strip()) if found is not None else []
+    return f"{table['head']}{json.dumps(words)}"
 
 
 def sysctl_values() -> dict[str, str]:

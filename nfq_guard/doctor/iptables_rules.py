@@ -16,6 +16,7 @@ from nfq_guard.doctor.rule_model import (
     NFT_SECURITY,
     NO_ENTRY,
     PRIORITIES,
+    QUEUE_IS_READ,
     TCP,
     Act,
     BaseChain,
@@ -27,6 +28,7 @@ from nfq_guard.doctor.rule_model import (
     TrackingWrite,
     Truth,
     all_of,
+    depends,
     in_range,
     known,
 )
@@ -133,7 +135,7 @@ def _rule(saved: SavedRule, table: SavedTable, protocol: str) -> Rule:
     act, name = _act(target, table)
     return Rule(
         text=saved.text,
-        when=condition(matches, protocol),
+        when=all_of([condition(matches, protocol), *_bypass(target)]),
         act=act,
         target=name,
         mark=_mark(target),
@@ -256,6 +258,12 @@ def _act(target: list[_Option], table: SavedTable) -> tuple[Act, str]:
         act = _TARGETS[name]
         return act, name if act is Act.ELSEWHERE else ""
     return (Act.GO_ON, "") if name in PASSING else (Act.UNKNOWN, name)
+
+
+def _bypass(target: list[_Option]) -> list[Condition]:
+    """The condition of a queue that lets packets pass while no program is bound to it."""
+    bypass = any(option.name == "--queue-bypass" for option in target)
+    return [depends(QUEUE_IS_READ)] if bypass else []
 
 
 def _mark(target: list[_Option]) -> MarkWrite | None:

@@ -145,6 +145,16 @@ class Segment:
         verdicts += [(rest, verdict) for verdict in otherwise]
         return [] if isinstance(key, _NoEntry) else verdicts
 
+    def rejects(self, reject: Any) -> list[Condition]:  # noqa: ANN401 - JSON
+        """The conditions of a reject: a kind of answer is for packets of one family or protocol.
+
+        nft adds their matches to the rule, and does not list them.
+        """
+        kind = reject.get("type", "") if isinstance(reject, dict) else ""
+        families = {"icmp": 4, "icmpv6": 6}
+        other = kind in families and families[kind] != self._family
+        return [NEVER] if other or (kind == "tcp reset" and self._protocol != TCP) else []
+
     def has(self, expr: Any) -> Condition:  # noqa: ANN401 - JSON
         """Whether an expression has a value; if it has none, the rule ends."""
         return NEVER if isinstance(self._value(_unwrapped(expr)), _NoEntry) else ALWAYS

@@ -20,6 +20,7 @@ from nfq_guard.doctor.rule_model import (
     NEVER,
     NFT_SECURITY,
     PRIORITIES,
+    QUEUE_IS_READ,
     TCP,
     Act,
     BaseChain,
@@ -49,6 +50,9 @@ _PASSING: Final = frozenset(
     }
 )
 
+_SENDING: Final = frozenset({"queue", "reject", "tproxy"})
+"""Verdicts that have conditions of their own."""
+
 Statement = Mapping[str, Any]
 _Key = tuple[str, str, str]
 
@@ -72,6 +76,7 @@ class Ruleset:
         """
         self.ours = False
         self.flowtables: list[str] = []
+        self._dormant: set[tuple[str, str]] = set()
         self._bases: dict[_Key, BaseChain] = {}
         self._rules: dict[_Key, list[tuple[int, Sequence[Statement | str]]]] = {}
         self._sets: dict[_Key, Sequence[Any]] = {}
@@ -82,6 +87,8 @@ class Ruleset:
     def _take(self, kind: str, value: Mapping[str, Any]) -> None:
         if kind == "table":
             self.ours = self.ours or value["name"] == OUR_TABLE
+            if _is_dormant(value):
+                self._dormant.add((value["family"], value["name"]))
         elif kind == "flowtable":
             self.flowtables.append(f"{value['table']} {value['name']}")
         elif kind in {"set", "map"}:
@@ -107,14 +114,14 @@ class Ruleset:
     def tables(
         self, unread: frozenset[tuple[str, str]] = frozenset(), protocol: str = TCP
     ) -> list[Table]:
-        """The tables, once for each family of packets that they see.
+        """The tables, once for each family of packets that they see, without dormant ones.
 
         Args:
             unread: Tables with the name of an iptables table that iptables-nft cannot list, as
                 `("ip", "mangle")`. In all other tables iptables' own chains are skipped.
             protocol: The protocol of the packet that is followed.
         """
-        names = dict.fromkeys(key[:2] for key in self._rules)
+        names = dict.fromkeys(key[:2] for key in self._rules if key[:2] not in self._dormant)
         return [
             self._table(family, name, number, unread, protocol)
             for family, name in names
@@ -124,7 +131,11 @@ class Ruleset:
     def bridged(self) -> list[Table]:
         """The tables of the bridge family, which see packets that this host only bridges."""
         names = dict.fromkeys(key[:2] for key in self._rules if key[0] == "bridge")
-        return [self._table(family, name, 4, frozenset(), TCP) for family, name in names]
+        return [
+            self._table(family, name, 4, frozenset(), TCP)
+            for family, name in names
+            if (family, name) not in self._dormant
+        ]
 
     def early(self) -> list[tuple[str, str]]:
         """The tables with chains before conntrack, except those of iptables, as (family, name)."""
@@ -132,7 +143,9 @@ class Ruleset:
             dict.fromkeys(
                 key[:2]
                 for key, base in self._bases.items()
-                if runs_before_conntrack(base) and not _is_iptables(key, base)
+                if runs_before_conntrack(base)
+                and not _is_iptables(key, base)
+                and key[:2] not in self._dormant
             )
         )
 
@@ -245,7 +258,7 @@ class _Reader:
                 else:
                     more = list(self._conditions(name, value))
                     conditions += more
-                    if not more and name not in _PASSING:
+                    if name in _SENDING or (not more and name not in _PASSING):
                         yield _rule(text, handle, all_of(conditions), (name, value))
 
     def _conditions(self, name: str, value: Any) -> Iterator[Condition]:  # noqa: ANN401 - JSON
@@ -258,6 +271,15 @@ class _Reader:
             yield self._segment.chooses(value["map"])
         elif name == "set":
             yield from self._updated(value)
+        elif name == "meter":
+            yield self._segment.has(value["key"])
+            yield from (depends(f"a {each}") for each in value["stmt"] if each in _RATES)
+        elif name == "reject":
+            yield from self._segment.rejects(value)
+        elif name == "tproxy":
+            yield depends("a listener for tproxy")  # without one the rule ends
+        elif name == "queue" and _bypasses(value):
+            yield depends(QUEUE_IS_READ)
         elif name == "flow":
             yield NEVER  # ends the rule of a packet without an entry
         elif name == "xt":
@@ -324,6 +346,12 @@ def flowtables(names: Sequence[str]) -> Iterator[Check]:
         )
 
 
+def _is_dormant(table: Mapping[str, Any]) -> bool:
+    """Whether the kernel runs none of a table's chains."""
+    flags = table.get("flags", ())
+    return "dormant" in ([flags] if isinstance(flags, str) else flags)
+
+
 def _is_iptables(key: _Key, base: BaseChain) -> bool:
     """Whether a base chain is iptables-nft's, by its table, name, hook and priority."""
     family, table, chain = key
@@ -333,6 +361,12 @@ def _is_iptables(key: _Key, base: BaseChain) -> bool:
     if table == "security":
         priorities.add(NFT_SECURITY)
     return chain == base.hook.upper() and base.priority in priorities
+
+
+def _bypasses(queue: Any) -> bool:  # noqa: ANN401 - JSON
+    """Whether a queue lets packets pass while no program is bound to it."""
+    flags = queue.get("flags", ()) if isinstance(queue, dict) else ()
+    return "bypass" in ([flags] if isinstance(flags, str) else flags)
 
 
 def _verdict(name: str, value: Any) -> tuple[Act, str]:  # noqa: ANN401 - JSON; one a verdict
@@ -352,7 +386,7 @@ def _verdict(name: str, value: Any) -> tuple[Act, str]:  # noqa: ANN401 - JSON; 
             return (Act.JUMP if name == "jump" else Act.GOTO), value["target"]
         case "queue":
             number = value.get("num", 0) if isinstance(value, dict) else 0
-            return Act.ELSEWHERE, f"queue {number}"
+            return Act.ELSEWHERE, f"queue {nft_text.expression(number)}"
         case "tproxy" | "synproxy" | "fwd":
             return Act.ELSEWHERE, name.upper()
         case "snat" | "dnat" | "masquerade" | "redirect":

@@ -29,6 +29,9 @@ TCP: Final = "tcp"
 FAMILIES: Final = {4: "IPv4", 6: "IPv6"}
 """The names of the families of packets."""
 
+QUEUE_IS_READ: Final = "a program on the queue"
+"""The condition of a queue with bypass: without a program the rules go on."""
+
 ALL_BITS: Final = 0xFFFFFFFF
 """The bits of a packet's mark."""
 

@@ -85,7 +85,7 @@ def test_matches_of_iptables(rule: str, truth: Truth) -> None:
         (RESET, Act.RESET),
         ("REJECT --reject-with icmp-port-unreachable", Act.REJECT),
         ("REJECT", Act.REJECT),
-        ("NFQUEUE --queue-num 7 --queue-bypass", Act.ELSEWHERE),
+        ("NFQUEUE --queue-num 7", Act.ELSEWHERE),
         ("NFQUEUE --queue-balance 1:4", Act.ELSEWHERE),
         ("TPROXY --on-port 15006 --on-ip 127.0.0.1", Act.ELSEWHERE),
         ("SYNPROXY --sack-perm", Act.ELSEWHERE),
@@ -99,6 +99,14 @@ def test_matches_of_iptables(rule: str, truth: Truth) -> None:
 def test_targets_of_iptables(target: str, act: Act | None) -> None:
     jump = f"-j {target}" if target else ""
     assert _forward(f"FORWARD {jump}") == ([] if act is None else [(act, Truth.YES)])
+
+
+def test_a_queue_with_bypass_passes_packets_while_nobody_reads_it() -> None:
+    invalid = "FORWARD -m conntrack --ctstate INVALID -j NFQUEUE --queue-num 7"
+    assert _forward(f"{invalid} --queue-bypass") == [(Act.ELSEWHERE, Truth.DEPENDS)]
+    check = fate_of(walk(f"{FILTER}-A {invalid} --queue-bypass\n"), "forward")
+    assert "is accepted, or sent elsewhere (queue 7) by `" in check.what
+    assert check.what.endswith("depends on: a program on the queue")
 
 
 def test_jumps_gotos_and_returns() -> None:

@@ -233,6 +233,22 @@ def test_native_chains_in_tables_named_like_those_of_iptables(
     assert f"nftables table {table}, chain {chain}" in found["what"]
 
 
+@pytest.mark.parametrize("flag", ["", "flags dormant\n"])
+def test_a_dormant_table_takes_nothing(host: Host, flag: str) -> None:
+    """Nft 1.0.6 does not list this flag in its JSON."""
+    host.ns.run(
+        *("nft", "-f", "-"),
+        stdin=f"table inet mine {{\n{flag}chain c {{ type filter hook forward priority 0; "
+        "ct state invalid drop; }\nchain raw { type filter hook prerouting priority raw; "
+        "tcp sport 80 notrack; }\n}\n",
+    )
+    _, checks = host.examine()
+    status = {check["id"]: check["status"] for check in checks}
+    expected = ("ok", "ok") if flag else ("warning", "warning")
+    assert (status["fate.forward"], status["tracking.half"]) == expected
+    assert ("foreign.plain" in status) is not bool(flag)
+
+
 @pytest.mark.parametrize(
     "native",
     ["ct state != { established, new } counter", "meta mark set 1"],

@@ -189,7 +189,7 @@ def test_verdict_maps(vmap: object, found: list[tuple[Act, Truth]]) -> None:
         ({"reject": {"type": "tcp reset"}}, Act.RESET),
         ({"queue": {"num": 3}}, Act.ELSEWHERE),
         ({"queue": None}, Act.ELSEWHERE),
-        ({"tproxy": {"port": 50080}}, Act.ELSEWHERE),
+        ({"queue": {"num": {"range": [1, 3]}, "flags": ["fanout"]}}, Act.ELSEWHERE),
         ({"synproxy": {"mss": 1460}}, Act.ELSEWHERE),
         ({"xt": None}, Act.UNKNOWN),
         ({"xt": {"type": "target", "name": "STEAL"}}, Act.UNKNOWN),
@@ -557,3 +557,63 @@ def test_a_drop_of_some_packets_behind_an_accept_of_known_connections(
     opens = [port, matching(STATE, "new", "in"), ACCEPTED]
     tables = nft_rules.Ruleset(nft(known, opens, [on, DROPPED])).tables()
     assert fate_of(list(path.walk(tables, 4)), "forward").status is status
+
+
+METER = {"key": ADDRESS, "stmt": {"limit": {"rate": 1, "inv": True}}, "name": "m"}
+
+
+@pytest.mark.parametrize(
+    ("statements", "found"),
+    [
+        # Without a listener the rule ends.
+        (
+            [{"tproxy": {"port": 50080}}, ACCEPTED],
+            [(Act.ELSEWHERE, Truth.DEPENDS), (Act.ACCEPT, Truth.DEPENDS)],
+        ),
+        ([{"queue": {"num": 3, "flags": "bypass"}}], [(Act.ELSEWHERE, Truth.DEPENDS)]),
+        ([{"queue": {"num": 3, "flags": ["bypass"]}}], [(Act.ELSEWHERE, Truth.DEPENDS)]),
+        ([{"meter": METER}, DROPPED], [(Act.DROP, Truth.DEPENDS)]),
+        ([{"meter": {**METER, "key": OTHER_ADDRESS}}, DROPPED], []),
+        ([{"meter": {**METER, "stmt": {"counter": None}}}, DROPPED], [(Act.DROP, Truth.YES)]),
+        ([{"reject": {"type": "icmp", "expr": "host-unreachable"}}], [(Act.REJECT, Truth.YES)]),
+        ([{"reject": {"type": "icmpv6", "expr": "no-route"}}], []),
+    ],
+)
+def test_statements_with_conditions_of_their_own(
+    statements: list[object], found: list[tuple[Act, Truth]]
+) -> None:
+    rule = [matching(STATE, "invalid", "in"), *statements]
+    mets = list(path.walk(nft_rules.Ruleset(nft(rule)).tables(), 4))
+    assert decides(mets, "forward") == found
+
+
+def test_a_reject_for_one_family_is_followed_for_that_family() -> None:
+    rule = [matching(STATE, "invalid", "in"), {"reject": {"type": "icmp"}}]
+    tables = nft_rules.Ruleset(nft(rule)).tables()
+    assert [decides(list(path.walk(tables, family)), "forward") for family in (4, 6)] == [
+        [(Act.REJECT, Truth.YES)],
+        [],
+    ]
+    reset = nft([matching(STATE, "invalid", "in"), {"reject": {"type": "tcp reset"}}])
+    tables = nft_rules.Ruleset(reset).tables(protocol="udp")
+    assert decides(list(path.walk(tables, 4)), "forward") == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "dormant"),
+    [
+        ("dormant", True),
+        (["dormant", "owner"], True),
+        ("owner", False),
+        (["persist"], False),
+    ],
+)
+def test_the_chains_of_a_dormant_table_are_not_run(flags: object, *, dormant: bool) -> None:
+    text = nft([{"notrack": None}, DROPPED], hook="prerouting", priority=-300)
+    listed = json.loads(text)
+    listed["nftables"][1]["table"]["flags"] = flags
+    ruleset = nft_rules.Ruleset(json.dumps(listed))
+    assert (ruleset.tables() == []) is dormant
+    assert (ruleset.early() == []) is dormant
+    bridge = nft_rules.Ruleset(json.dumps(listed).replace("inet", "bridge"))
+    assert (bridge.bridged() == []) is dormant
