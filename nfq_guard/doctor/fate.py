@@ -10,8 +10,8 @@ from nfq_guard.doctor import owners
 from nfq_guard.doctor.check import Check, Status
 from nfq_guard.doctor.follow import Finding
 from nfq_guard.doctor.owners import SYNPROXY, owner_of
-from nfq_guard.doctor.path import HOOKS, ON_THE_WAY, Met, Order
-from nfq_guard.doctor.rule_model import ENDS, FAMILIES, TAKES, Act, Truth
+from nfq_guard.doctor.path import BEHIND_PREROUTING, HOOKS, ON_THE_WAY, Met, Order, stops
+from nfq_guard.doctor.rule_model import ENDS, FAMILIES, FINAL, TAKES, UNCERTAIN, Act, Truth
 
 _MOST: Final = 3
 _WORDS: Final = {
@@ -20,6 +20,7 @@ _WORDS: Final = {
     Act.REJECT: "rejected with an ICMP error",
     Act.ELSEWHERE: "sent elsewhere",
     Act.UNKNOWN: "taken by a rule that cannot be followed",
+    Act.UNTRACKS: "made UNTRACKED, and not followed further,",
 }
 
 
@@ -50,9 +51,14 @@ def checks(
     """
     beyond = "" if complete else ", as far as the rules could be read"
     next_ones = takers(unnamed)
-    for hook, by_family in _by_hook(path).items():
+    mets = list(path)
+    stopped = stops(mets)
+    for hook, by_family in _by_hook(mets).items():
         fates = {
-            family: _fate(mets, next_ones.get((hook, family))) for family, mets in by_family.items()
+            family: _stopped(stopped[family])
+            if hook in BEHIND_PREROUTING and family in stopped
+            else _fate(mets, next_ones.get((hook, family)))
+            for family, mets in by_family.items()
         }
         for fate in dict.fromkeys(fates.values()):
             families = [FAMILIES[family] for family, each in fates.items() if each == fate]
@@ -107,6 +113,11 @@ def leaves(todo: str) -> bool:
     return todo.startswith(("keep it", "leave it"))
 
 
+def _stopped(act: Act) -> _Fate:
+    """The fate of packets of which none gets here."""
+    return _Fate(Status.OK, f"{_WORDS[act]} in PREROUTING already", "")
+
+
 def _taken(sure: Met, how: str, severity: Status, behind: Met | None) -> _Fate:
     """The fate of packets that a rule surely takes.
 
@@ -136,8 +147,8 @@ def _fate(mets: Sequence[Met], behind: Met | None) -> _Fate:
     """The fate of packets that meet these rules, in order."""
     taking = [met for met in mets if met.finding.rule.act in TAKES]
     sure = _first_sure(mets)
-    aimed = [met for met in taking if _is_aimed(met) and met is not sure]
-    other = [met for met in taking if not _is_aimed(met) and met is not sure]
+    aimed = [met for met in taking if _may_take(met) and met is not sure]
+    other = [met for met in taking if not _may_take(met) and met is not sure]
     if sure is not None and not sure.finding.spared:
         return _taken(sure, _by(sure) + _means(sure), _severity([sure]), behind)
     if sure is not None:
@@ -145,7 +156,7 @@ def _fate(mets: Sequence[Met], behind: Met | None) -> _Fate:
         before = list(takewhile(lambda met: met is not sure, mets))
         earlier = _dependence(before)
         such = _such(
-            sure, [met for met in before if _is_aimed(met) and met.finding.rule.act in TAKES]
+            sure, [met for met in before if _may_take(met) and met.finding.rule.act in TAKES]
         )
         text = f"{_by(sure)}, unless an earlier rule decides{such}{earlier}{_means(sure)}"
         return _taken(sure, text, _severity([sure, *aimed]), behind)
@@ -153,6 +164,10 @@ def _fate(mets: Sequence[Met], behind: Met | None) -> _Fate:
         first = next((met for met in aimed if met.finding.rule.act is Act.RESET), aimed[0])
         text = f"accepted, or {_by(first)}{_dependence(aimed)}{_means(first)}"
         return _Fate(_severity(aimed), text, owners.todo(first.finding))
+    rest = next((met for met in other if _takes_rest(met)), None)
+    if rest is not None:
+        text = f"{_by(rest)}, as other packets are, unless a rule for other properties accepts it"
+        return _Fate(Status.NOTE, f"{text}{_dependence(mets)}{_means(rest)}", "")
     if other:
         names = list(dict.fromkeys(met.finding.chain for met in other))
         chains = ", ".join(names[:_MOST]) + (" and more" if len(names) > _MOST else "")
@@ -174,7 +189,7 @@ def _is_sure(met: Met, passing: AbstractSet[tuple[int, str]]) -> bool:
     well; the later rule then does not single them out.
     """
     finding = met.finding
-    if finding.truth is not Truth.YES:
+    if finding.truth is not Truth.YES or finding.rule.act in UNCERTAIN:
         return False
     return not finding.spared or _is_aimed(met) or not _may_pass(met, passing)
 
@@ -186,6 +201,15 @@ def _may_pass(met: Met, passing: AbstractSet[tuple[int, str]]) -> bool:
     if finding.path or any(rule.act in {Act.RETURN, Act.GOTO} for rule in rules):
         return True
     return (id(finding.table), finding.chain) in passing
+
+
+def _takes_rest(met: Met) -> bool:
+    """Whether a rule takes all packets that no rule of its base chain accepts."""
+    finding = met.finding
+    rules = finding.table.chains[finding.chain]
+    returns = any(rule.act in {Act.RETURN, Act.GOTO} for rule in rules)
+    sure = finding.truth is Truth.YES and finding.rule.act in FINAL
+    return sure and not finding.path and not returns
 
 
 def _passing(mets: Iterable[Met]) -> set[tuple[int, str]]:
@@ -201,6 +225,11 @@ def _passing(mets: Iterable[Met]) -> set[tuple[int, str]]:
 def _is_aimed(met: Met) -> bool:
     """Whether a rule takes packets because they are INVALID, by name or for lack of an entry."""
     return met.finding.state or met.finding.untracked
+
+
+def _may_take(met: Met) -> bool:
+    """Whether a rule is aimed at INVALID packets, or its effect on all packets is not known."""
+    return _is_aimed(met) or (met.finding.rule.act in UNCERTAIN and met.finding.truth is Truth.YES)
 
 
 def _severity(mets: Sequence[Met]) -> Status:
@@ -225,8 +254,8 @@ def _such(sure: Met, aimed: Sequence[Met]) -> str:
     """An earlier rule that treats the packets of some interfaces differently, or may do so."""
     for finding in (met.finding for met in aimed):
         act = finding.rule.act
-        if act is not sure.finding.rule.act and (finding.by_interface or act is Act.UNKNOWN):
-            may = "or " if act is Act.UNKNOWN else ""
+        if act is not sure.finding.rule.act and (finding.by_interface or act in UNCERTAIN):
+            may = "or " if act in UNCERTAIN else ""
             return f" ({may}{_WORDS[act]} by `{finding.rule.text}` in chain {finding.chain})"
     return ""
 

@@ -10,7 +10,9 @@ from nfq_guard.doctor.packet_mark import Marks
 from nfq_guard.doctor.rule_model import (
     ALWAYS,
     ENDS,
+    FINAL,
     TAKES,
+    UNCERTAIN,
     Act,
     Condition,
     Rule,
@@ -34,6 +36,7 @@ class Finding:
         spared: Whether an earlier rule may decide, so that the segment does not reach this one.
         state: Whether the rule, or a jump that leads to it, selects by conntrack state.
         default: Whether it is the policy of a base chain.
+        listed: Whether it is for packets of a set to which a rule adds INVALID ones.
         untracked: Whether it takes the remaining packets (`default_deny`), and an earlier rule
             would have accepted the segment if it had a conntrack entry.
     """
@@ -47,6 +50,7 @@ class Finding:
     spared: bool = False
     state: bool = False
     default: bool = False
+    listed: bool = False
     untracked: bool = False
 
     @property
@@ -87,6 +91,8 @@ class Walk(NamedTuple):
         return self.passed if self.left is None else self.left.either(self.passed)
 
 
+_END: Final = dict.fromkeys(ENDS - UNCERTAIN, Truth.YES) | dict.fromkeys(UNCERTAIN, Truth.DEPENDS)
+"""Whether an act ends the base chain."""
 _Found = dict[tuple[str, int], Finding]
 _MOST_MARKS: Final = 6
 """The different marks for which a chain is followed; for more it is followed once, for all."""
@@ -168,7 +174,7 @@ class _Walker:
             self._follow_marks(rule, when, inner)
             if not seen:
                 continue
-            ends = inner.ends if inner is not None else Truth(2 * (rule.act in ENDS))
+            ends = _END.get(rule.act, Truth.NO) if inner is None else inner.ends
             leaves = rule.act in {Act.RETURN, Act.GOTO}
             may_end = may_end or ends is not Truth.NO
             may_return = may_return or (leaves and ends is not Truth.YES)
@@ -269,9 +275,10 @@ class _Walker:
                 back = None
             self._marks = rest.either(back)
         elif rule.act in ENDS:
-            if rule.act not in {Act.DROP, Act.RESET, Act.REJECT}:
+            if rule.act not in FINAL:
                 self._passed = here.either(self._passed)
-            self._marks = self._marks.without(when)
+            if rule.act not in UNCERTAIN:
+                self._marks = self._marks.without(when)
         elif rule.act is Act.RETURN:
             self._left = here.either(self._left)
             self._marks = self._marks.without(when)

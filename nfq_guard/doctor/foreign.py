@@ -8,7 +8,7 @@ from nfq_guard.doctor.check import Check, note, problem, warning
 from nfq_guard.doctor.follow import Follower
 from nfq_guard.doctor.owners import SYNPROXY, owner_of
 from nfq_guard.doctor.path import Met, Order
-from nfq_guard.doctor.rule_model import ENDS, FAMILIES, TAKES, Act, Table
+from nfq_guard.doctor.rule_model import ENDS, FAMILIES, TAKES, UNCERTAIN, Act, Table
 
 
 def checks(path: Iterable[Met], *, unnamed: Iterable[Met] = ()) -> Iterator[Check]:
@@ -30,6 +30,8 @@ def checks(path: Iterable[Met], *, unnamed: Iterable[Met] = ()) -> Iterator[Chec
             finding.table.name,
             met.order,
             finding.rule.act,
+            finding.listed,
+            met.stopped,
         )
         groups.setdefault(key, []).append(met)
     for group in groups.values():
@@ -94,11 +96,15 @@ def _check(group: list[Met], behind: Mapping[tuple[str, int], Met]) -> Check | N
     takes = met.finding.rule.act in TAKES
     if met.finding.rule.act is Act.ACCEPT and met.order is not Order.BEFORE:
         return None
-    if met.finding.rule.act is Act.UNKNOWN:
-        return note(name, f"{where}, {met.order}: whether it takes them is not known", todo)
+    if met.finding.rule.act in UNCERTAIN:
+        return note(name, f"{where}, {met.order}: what becomes of them is not known", todo)
+    if met.stopped is not None:
+        return note(name, f"{where}, {met.order}: none gets there, a rule in PREROUTING takes all")
     if owner is SYNPROXY and met.order is Order.AFTER:
         return note(name, f"{where}, {met.order}: part of a SYNPROXY set-up", todo)
     match met.order:
+        case Order.UNTRACKED if takes and met.finding.listed:
+            return warning(name, f"{where}, {met.order}: the guard never sees them", todo)
         case Order.UNTRACKED if takes:
             return problem(
                 name,
@@ -136,6 +142,8 @@ def _where(group: list[Met]) -> str:
     more = len(chains) - 1
     chain = f"{chains[0]} and {more} more" if more else chains[0]
     does = f"{finding.rule.act} INVALID packets"
+    if finding.listed:
+        does = f"{finding.rule.act} packets of a list to which INVALID ones are added"
     if finding.rule.act is Act.UNKNOWN:
         does = f"for INVALID packets cannot be followed ({finding.rule.target})"
     sent = f" to {finding.rule.target}" if finding.rule.act is Act.ELSEWHERE else ""

@@ -182,7 +182,12 @@ class Segment:
         return self._of_states(
             mapping["key"],
             expression(mapping["key"]),
-            lambda: any_of(condition for condition, _ in self._found(mapping)),
+            lambda: any_of(
+                [
+                    *(condition for condition, _ in self._found(mapping)),
+                    *self._added(self._value(mapping["key"]), mapping["data"]),
+                ]
+            ),
         )
 
     def _found(self, mapping: Mapping[str, Any]) -> list[tuple[Condition, Any]]:
@@ -209,8 +214,15 @@ class Segment:
             if sign in _ORDERINGS:
                 return known(_ORDERINGS[sign](value, other))
             return known(bool(value & other) is (sign == "in"))
-        holds = any_of(self._equals(value, element) for element in self._members(right))
+        elements = [self._equals(value, element) for element in self._members(right)]
+        holds = any_of([*elements, *self._added(value, right)])
         return holds.negated if sign == "!=" else holds
+
+    @staticmethod
+    def _added(value: _Value, right: Any) -> list[Condition]:  # noqa: ANN401 - JSON
+        """The condition that a named set has an element, as its elements come and go."""
+        named = isinstance(right, str) and right.startswith("@")
+        return [depends(right)] if named and isinstance(value, _Unknown) else []
 
     def _equals(self, value: _Value, element: Any) -> Condition:  # noqa: ANN401 - JSON; one answer a kind
         """Whether a value is one element of a set."""

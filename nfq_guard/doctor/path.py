@@ -2,7 +2,7 @@
 """The path of an INVALID packet through the hooks of a host, before and after our rules."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import reduce
@@ -13,8 +13,8 @@ from nfq_guard.doctor.follow import Finding, Follower
 from nfq_guard.doctor.packet_mark import Marks
 from nfq_guard.doctor.rule_model import (
     CONNTRACK_PRIORITY,
+    FINAL,
     NFT_SECURITY,
-    TAKES,
     Act,
     Table,
 )
@@ -44,6 +44,8 @@ _BEFORE: Final = {
     "postrouting": ("forward", "output"),
 }
 """The hooks from which a packet gets to a hook with its mark."""
+BEHIND_PREROUTING: Final = frozenset({"input", "forward"})
+"""The hooks that a packet reaches through PREROUTING only."""
 _OUR_HOOKS: Final = ("prerouting", "output")
 
 
@@ -67,11 +69,13 @@ class Met:
         hook: The hook in which the packet meets it.
         order: Its position relative to our rules.
         finding: The rule.
+        stopped: The act of a rule in an earlier hook by which no packet gets here; None if some do.
     """
 
     hook: str
     order: Order
     finding: Finding
+    stopped: Act | None = None
 
 
 ON_THE_WAY: Final = frozenset({Order.BEFORE, Order.TIED, Order.AFTER})
@@ -123,10 +127,25 @@ def walk(tables: Sequence[Table], family: int) -> Iterator[Met]:
     """
     mets = list(_walk(tables, family))
     filled = {(_sets_of(met), met.finding.rule.fills) for met in mets if met.finding.state}
-    for met in mets:
+    stopped = stops(mets)
+    for each in mets:
+        met = each
+        if each.hook in BEHIND_PREROUTING and each.order in ON_THE_WAY:
+            met = replace(each, stopped=stopped.get(family))
         asked = {(_sets_of(met), word) for word in met.finding.on}
         aimed = not met.finding.state and not filled.isdisjoint(asked)
-        yield replace(met, finding=replace(met.finding, state=True)) if aimed else met
+        yield (
+            replace(met, finding=replace(met.finding, state=True, listed=True)) if aimed else met
+        )
+
+
+def stops(mets: Iterable[Met]) -> dict[int, Act]:
+    """By family, the act by which a rule stops every packet in PREROUTING."""
+    found: dict[int, Act] = {}
+    for met in mets:
+        if met.hook == "prerouting" and _takes(met):
+            found.setdefault(met.finding.table.family, met.finding.rule.act)
+    return found
 
 
 def _sets_of(met: Met) -> tuple[str, str]:
@@ -139,6 +158,7 @@ def _walk(tables: Sequence[Table], family: int) -> Iterator[Met]:
     here = [table for table in tables if table.family == family]
     followers = [(table, Follower(table)) for table in here]
     out: dict[str, Marks] = {}
+    untracks: dict[str, bool] = {}
     for hook in (_INGRESS, *HOOKS):
         ours = _ours(here, hook)
         attached = [
@@ -152,6 +172,7 @@ def _walk(tables: Sequence[Table], family: int) -> Iterator[Met]:
         before = [out[each] for each in _BEFORE[hook]] or [Marks()]
         marks = reduce(Marks.either, before)
         taken = False
+        loose = any(untracks[each] for each in _BEFORE[hook])
         for _, group in groupby(attached, key=lambda each: each[0]):
             tied = [chain for _, chain in group]
             after = [chain.follow(marks).marks for chain in tied]
@@ -163,8 +184,11 @@ def _walk(tables: Sequence[Table], family: int) -> Iterator[Met]:
             if taken:
                 mets = [[met for met in each if met.order not in ON_THE_WAY] for each in mets]
             taken = taken or any(_takes(met) for each in mets for met in each)
-            yield from _unordered(mets)
+            for met in _unordered(mets):
+                yield _spared(met) if loose and met.order in ON_THE_WAY else met
+                loose = loose or met.finding.rule.act is Act.UNTRACKS
         out[hook] = marks
+        untracks[hook] = loose
 
 
 @final
@@ -207,7 +231,7 @@ class _Chain(NamedTuple):
 
 def _takes(met: Met) -> bool:
     """Whether no packet goes on after this rule."""
-    certain = met.finding.certain and met.finding.rule.act in TAKES
+    certain = met.finding.certain and met.finding.rule.act in FINAL
     return certain and met.order in ON_THE_WAY
 
 
@@ -220,8 +244,12 @@ def _unordered(mets: Sequence[Sequence[Met]]) -> Iterator[Met]:
     for each in sorted(mets, key=lambda each: not any(_resets(met) for met in each)):
         others = [other for other in taking if other is not each]
         for met in each:
-            spared = bool(others) and met.order in ON_THE_WAY
-            yield replace(met, finding=replace(met.finding, spared=True)) if spared else met
+            yield _spared(met) if others and met.order in ON_THE_WAY else met
+
+
+def _spared(met: Met) -> Met:
+    """A rule that the packet may not meet."""
+    return replace(met, finding=replace(met.finding, spared=True))
 
 
 def _resets(met: Met) -> bool:
@@ -229,11 +257,11 @@ def _resets(met: Met) -> bool:
 
 
 def _tracked(finding: Finding, order: Order) -> Finding:
-    """Adjust a finding for `notrack` after conntrack: the packet is no longer INVALID then."""
+    """Adjust a finding for `notrack` after conntrack: the packet is UNTRACKED then, not INVALID."""
     tracking = finding.rule.tracking
     if tracking is None or tracking.zone != UNTRACKED or order is Order.UNTRACKED:
         return finding
-    return replace(finding, rule=replace(finding.rule, act=Act.UNKNOWN, target="notrack"))
+    return replace(finding, rule=replace(finding.rule, act=Act.UNTRACKS))
 
 
 def _hides_nothing(order: Order, table: Table, ours: _Place | _Planned | None) -> bool:

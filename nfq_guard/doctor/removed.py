@@ -128,7 +128,7 @@ def _obstacle(place: Place) -> str:
     rules = table.chains[chain]
     whole = _whole(place)
     if not any(each.rule is rule for each in whole):
-        if rule.target == "notrack":
+        if rule.act is Act.UNTRACKS:
             return f"the packets are not tracked behind `{rule.text}`"
         return f"what leads to `{rule.text}` is not listed in full"
     if not all(each.rule.when.only for each in whole):

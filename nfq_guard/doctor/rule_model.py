@@ -187,13 +187,20 @@ class Act(StrEnum):
     REJECT = "rejects"
     ELSEWHERE = "diverts"
     UNKNOWN = "does what cannot be followed"
+    UNTRACKS = "untracks"
     RETURN = "returns"
     JUMP = "jumps"
     GOTO = "goes to"
 
 
-ENDS: Final = frozenset({Act.ACCEPT, Act.DROP, Act.RESET, Act.REJECT, Act.ELSEWHERE, Act.UNKNOWN})
-"""The acts after which no later rule of the base chain applies to the packet."""
+FINAL: Final = frozenset({Act.DROP, Act.RESET, Act.REJECT})
+"""The acts after which the packet does not arrive."""
+
+UNCERTAIN: Final = frozenset({Act.UNKNOWN, Act.UNTRACKS})
+"""The acts after which the packet is not followed; it may arrive."""
+
+ENDS: Final = FINAL | UNCERTAIN | {Act.ACCEPT, Act.ELSEWHERE}
+"""The acts after which no later rule of the base chain applies to the packet, or may not."""
 
 TAKES: Final = ENDS - {Act.ACCEPT}
 """The acts after which the packet may never arrive."""

@@ -92,7 +92,7 @@ def test_matches_of_iptables(rule: str, truth: Truth) -> None:
         ("STEAL", Act.UNKNOWN),
         ('LOG --log-prefix "-j DROP"', None),
         ("RETURN", None),
-        ("CT --notrack", Act.UNKNOWN),
+        ("CT --notrack", Act.UNTRACKS),
         ("", None),
     ],
 )
@@ -311,7 +311,6 @@ def test_of_several_such_rules_the_one_that_resets_is_named() -> None:
     [
         # It takes packets of connections as well.
         "FORWARD -i br1 -j ACCEPT;FORWARD -o br0 -j DROP",
-        "FORWARD -i br1 -j ACCEPT;FORWARD -j DROP",
         "FORWARD -m rpfilter -j X;FORWARD -o br0 -j DROP;X -j ACCEPT",
         "FORWARD -o br0 -j DROP;FORWARD {known} -j ACCEPT",
         "FORWARD -o br1 {known} -j ACCEPT;FORWARD -o br0 -j DROP",
@@ -341,7 +340,7 @@ def test_a_default_after_accepts_that_all_end_in_drops() -> None:
     text = f"{FILTER}:X - [0:0]\n-A FORWARD -i br0 -j X\n-A X -j DROP\n-A FORWARD -j DROP\n"
     assert "is dropped by default: `-j DROP`" in fate_of(walk(text), "forward").what
     accepts = text.replace("-A X -j DROP", "-A X -p tcp -m tcp --dport 80 -j ACCEPT")
-    assert fate_of(walk(accepts), "forward").status is Status.OK
+    assert fate_of(walk(accepts), "forward").status is Status.NOTE
 
 
 def test_a_reverse_path_filter_is_no_default_deny() -> None:
@@ -761,3 +760,55 @@ def test_synproxy_is_left_alone() -> None:
     }
     assert all("leave it" in each.todo for each in foreign.checks(mets))
     assert fate_of(mets, "forward").status is Status.NOTE
+
+
+@pytest.mark.parametrize("deny", ["FORWARD -j DROP", "FORWARD -p tcp -j DROP", ""])
+def test_a_default_deny_that_asks_for_no_state(deny: str) -> None:
+    """It drops packets of connections as well, and is no accept."""
+    accept = "-A FORWARD -s 192.0.2.0/24 -j ACCEPT\n"
+    text = FILTER if deny else FILTER.replace(":FORWARD ACCEPT", ":FORWARD DROP")
+    check = fate_of(walk(f"{text}{accept}" + (f"-A {deny}\n" if deny else "")), "forward")
+    assert check.status is Status.NOTE
+    assert "is dropped by default: `" in check.what
+    assert check.what.endswith(
+        ", as other packets are, unless a rule for other properties accepts it; depends on: "
+        "-s 192.0.2.0/24"
+    )
+
+
+def test_what_prerouting_takes_does_not_get_further() -> None:
+    reset = f"-A FORWARD -p tcp -m conntrack --ctstate INVALID -j {RESET}\n"
+    mets = walk(f"{MANGLE}{THEIRS}{FILTER}{reset}-A OUTPUT -j DROP\n")
+    assert fate_of(mets, "prerouting").status is Status.WARNING
+    check = fate_of(mets, "forward")
+    assert check.status is Status.OK
+    assert check.what == "an allowed packet (IPv4) is dropped in PREROUTING already"
+    assert fate_of(mets, "output").status is Status.WARNING, "this host sends them"
+    by_hook = {check.status: check.what for check in foreign.checks(mets)}
+    assert "none gets there" in by_hook[Status.NOTE]
+    assert "drops INVALID packets in legacy table mangle" in by_hook[Status.PROBLEM]
+    some = walk(f"{MANGLE}{THEIRS.replace('-m', '-i e -m', 1)}{FILTER}{reset}")
+    assert fate_of(some, "forward").status is Status.PROBLEM
+
+
+def test_behind_a_rule_that_cannot_be_followed() -> None:
+    """It may let the packet pass, to a rule that resets it."""
+    text = f"{FILTER}-A FORWARD -j STEAL\n-A FORWARD -p tcp -m state --state INVALID -j {RESET}\n"
+    check = fate_of(walk(text), "forward")
+    assert check.status is Status.PROBLEM
+    assert "is reset by `" in check.what
+    assert "(or taken by a rule that cannot be followed by `-j STEAL` in chain" in check.what
+
+
+def test_a_drop_before_conntrack_of_those_who_sent_invalid_packets() -> None:
+    """It takes packets of these senders only, not every packet."""
+    raw = "*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -m recent --rcheck --name bad -j DROP\n"
+    rule = "-A INPUT -m conntrack --ctstate INVALID -m recent --name bad --set\n"
+    (check,) = foreign.checks(walk(f"{raw}{FILTER}{rule}"))
+    assert check.status is Status.WARNING
+    assert "a plain rule drops packets of a list to which INVALID ones are added" in check.what
+    assert "before connection tracking: the guard never sees them" in check.what
+    named = raw.replace("-m recent --rcheck --name bad", "-m state --state INVALID")
+    (check,) = foreign.checks(walk(named))
+    assert check.status is Status.PROBLEM
+    assert "every packet matches as INVALID" in check.what

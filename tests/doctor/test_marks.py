@@ -422,6 +422,12 @@ def test_a_hash_in_the_mark_of_invalid_packets(
     assert fate_of(mets, "forward").status is (Status.WARNING if found else Status.OK)
 
 
+def test_a_named_map_may_be_filled() -> None:
+    rule = [{"mangle": {"key": MARK, "value": {"map": {"key": NAME, "data": "@m"}}}}]
+    (found,) = nft_rules.Ruleset(nft(rule)).tables()[0].chains["c"]
+    assert (found.mark, found.when.truth) == (ANY_MARK, Truth.DEPENDS)
+
+
 MANGLE = "*mangle\n:PREROUTING ACCEPT [0:0]\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n"
 OF_INVALID = "-m conntrack --ctstate INVALID -j MARK"
 OF_KNOWN = "-m conntrack --ctstate RELATED,ESTABLISHED -j MARK"

@@ -367,7 +367,7 @@ JUMP, GOTO = "jump {{\n\t\t\t{}\n\t\t}}", "goto {{\n\t\t\t{}\n\t\t}}"
         ("ct state . ct direction { invalid . original } drop", []),
         ("ct mark set 0x00000005 drop", [(Act.DROP, Truth.YES)]),
         ("ct mark set 0x00000005 ct state new drop", []),
-        ("notrack", [(Act.UNKNOWN, Truth.YES)]),
+        ("notrack", [(Act.UNTRACKS, Truth.YES)]),
         ("synproxy mss 1460", [(Act.UNKNOWN, Truth.YES)]),
         ("queue to 3", [(Act.UNKNOWN, Truth.YES)]),
         ("jump x", [(Act.DROP, Truth.YES)]),
@@ -402,7 +402,7 @@ def test_a_statement_that_is_not_known_is_not_passed_over() -> None:
         "frobnicate the packet",
     )
     assert _decided([{"jump": {"target": "__chain0"}}]) == [(Act.UNKNOWN, Truth.YES)]
-    assert _decided([{"notrack": None}], [DROPPED])[0] == (Act.UNKNOWN, Truth.YES)
+    assert _decided([{"notrack": None}], [DROPPED])[0] == (Act.UNTRACKS, Truth.YES)
 
 
 def _xt(kind: str, name: str) -> dict[str, object]:
@@ -539,7 +539,7 @@ def test_a_policy_behind_an_accept_of_known_connections(accept: object) -> None:
         ),
         (matching({"payload": {"protocol": "ip", "field": "daddr"}}, "192.0.2.1"), Status.WARNING),
         (matching({"payload": {"protocol": "ip", "field": "saddr"}}, "@lan", "!="), Status.WARNING),
-        (matching({"payload": {"protocol": "ip", "field": "saddr"}}, "@bad"), Status.OK),
+        (matching({"payload": {"protocol": "ip", "field": "saddr"}}, "@bad"), Status.WARNING),
         (matching({"payload": {"protocol": "tcp", "field": "dport"}}, 22), Status.WARNING),
         (
             matching({"payload": {"protocol": "tcp", "field": "dport"}}, {"set": [22, 25]}),
@@ -617,3 +617,46 @@ def test_the_chains_of_a_dormant_table_are_not_run(flags: object, *, dormant: bo
     assert (ruleset.early() == []) is dormant
     bridge = nft_rules.Ruleset(json.dumps(listed).replace("inet", "bridge"))
     assert (bridge.bridged() == []) is dormant
+
+
+@pytest.mark.parametrize("drops_first", [True, False])
+def test_a_set_that_is_empty_at_the_moment(*, drops_first: bool) -> None:
+    """The second INVALID packet of a sender is dropped."""
+    rules = [
+        [matching(ADDRESS, "@bad"), DROPPED],
+        [
+            matching(STATE, "invalid", "in"),
+            {"set": {"op": "add", "elem": ADDRESS, "set": "@bad"}},
+        ],
+    ]
+    where = {"family": "inet", "table": "t", "name": "bad"}
+    text = nft(*(rules if drops_first else rules[::-1]), more=[{"set": where}])
+    check = fate_of(list(path.walk(nft_rules.Ruleset(text).tables(), 4)), "forward")
+    assert check.status is Status.WARNING
+    assert "is accepted, or dropped by `ip saddr @bad drop`" in check.what
+
+
+def test_a_set_that_is_empty_holds_no_state() -> None:
+    rule = [matching(STATE, "@empty"), DROPPED]
+    tables = nft_rules.Ruleset(nft(rule, more=SETS)).tables()
+    assert decides(list(path.walk(tables, 4)), "forward") == []
+
+
+def test_a_packet_that_is_untracked_late_is_not_invalid_any_more() -> None:
+    notrack = [matching(STATE, "invalid", "in"), {"notrack": None}]
+    drop = [matching(STATE, "invalid", "in"), DROPPED]
+    first = nft_rules.Ruleset(nft(notrack, priority=-10)).tables()
+    mets = list(path.walk(first, 4))
+    check = fate_of(mets, "forward")
+    assert check.status is Status.NOTE
+    assert "accepted, or made UNTRACKED, and not followed further, by `" in check.what
+    (unknown,) = foreign.checks(mets)
+    assert unknown.status is Status.NOTE
+    assert "a plain rule untracks INVALID packets in" in unknown.what
+    later = nft_rules.Ruleset(nft(drop, table="u")).tables()
+    early = nft_rules.Ruleset(nft(notrack, hook="prerouting", priority=0)).tables()
+    for before in (first, early):
+        mets = list(path.walk([*before, *later], 4))
+        check = fate_of(mets, "forward")
+        assert ", unless an earlier rule decides" in check.what
+        assert decides(mets, "forward")[-1] == (Act.DROP, Truth.DEPENDS)
