@@ -225,14 +225,17 @@ class _Reader:
         jumps = rule.act in {Act.JUMP, Act.GOTO}
         return not jumps or rule.own or rule.target in self._chains
 
-    def _rules(self, chain: str, handle: int, expr: Sequence[Statement | str]) -> Iterator[Rule]:
+    def _rules(
+        self, chain: str, handle: int, expr: Sequence[Statement | str], text: str = ""
+    ) -> Iterator[Rule]:
         """One rule for each verdict and each write to the mark."""
-        for rule in self._parts(chain, handle, expr):
+        for rule in self._parts(chain, handle, expr, text or nft_text.text(expr)):
             early = rule.when.only and _acts_early(expr)
             yield replace(rule, when=rule.when._replace(only=False)) if early else rule
 
-    def _parts(self, chain: str, handle: int, expr: Sequence[Statement | str]) -> Iterator[Rule]:
-        text = nft_text.text(expr)
+    def _parts(
+        self, chain: str, handle: int, expr: Sequence[Statement | str], text: str
+    ) -> Iterator[Rule]:
         conditions: list[Condition] = []
         for statement in expr:
             if isinstance(statement, str):
@@ -304,7 +307,9 @@ class _Reader:
             name += "'"
         rules = self._chains[name] = []
         for line in nft_unnamed.lines(body, self._segment):
-            if line.mark is not None:
+            if isinstance(line, nft_unnamed.Translated):
+                rules += self._rules(name, handle, line.expr, line.text)
+            elif line.mark is not None:
                 rules.append(Rule(line.text, line.when, Act.GO_ON, mark=line.mark, handle=handle))
             elif isinstance(line.verdict, str):
                 rules.append(self._listed(name, line.text, handle, line.when, line.verdict))

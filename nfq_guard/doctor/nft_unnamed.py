@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: MIT
 """Parses chains without a name, `jump { ... }`, which nft's JSON contains as text.
 
-Only a rule's verdict, its writes to the packet's mark and the matches that do not depend on the
-packet are parsed; any other match counts as depending on it.
+A rule is translated as a whole where that is possible (`nft_words`). Of any other one only the
+verdict, the writes to the packet's mark and the matches that do not depend on the packet are
+parsed; any other match counts as depending on it.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, NamedTuple, final
 
+from nfq_guard.doctor import nft_words
 from nfq_guard.doctor.nft_match import Segment
-from nfq_guard.doctor.nft_values import computed
 from nfq_guard.doctor.rule_model import (
-    ALL_BITS,
     ALWAYS,
     ANY_MARK,
     NO_ENTRY,
@@ -21,7 +22,6 @@ from nfq_guard.doctor.rule_model import (
     Truth,
     all_of,
     depends,
-    one_of,
 )
 
 _CHAIN: Final = re.compile(r"(?:(.*?)\s)??(jump|goto) \{(.*)\}", re.DOTALL)
@@ -59,12 +59,11 @@ _HEADER: Final = re.compile(
 )
 _NUMBER: Final = r"(?:0x[0-9a-f]+|\d+)"
 _WRITE: Final = re.compile(
-    rf"(?<!\S)meta mark set (?:(?P<start>meta mark|{_NUMBER})(?P<steps>(?: [&|^] {_NUMBER})*)(?!\S)"
-    r"|[^{}]* map \{(?P<pairs>[^{}]*)\}|)"
+    rf"(?<!\S)meta mark set (?:(?P<plain>(?:meta mark|{_NUMBER})(?: [&|^] {_NUMBER})*)(?!\S)"
+    r"|[^{}]* map \{[^{}]*\}|)"
 )
-_STEP: Final = re.compile(rf"([&|^]) ({_NUMBER})")
 _WRITES_ENTRY: Final = re.compile(r"meta mark set ct (?!state )")
-_OF_ENTRY: Final = re.compile(r"(?<!\S)ct (?!state |\w+ set )")
+_OF_ENTRY: Final = re.compile(r"(?<!\S)ct (?!state |count |\w+ set )")
 
 
 @final
@@ -85,16 +84,32 @@ class Line(NamedTuple):
     mark: MarkWrite | None = None
 
 
+@final
+class Translated(NamedTuple):
+    """A rule of such a chain of which all is translated.
+
+    Attributes:
+        text: The rule.
+        expr: Its statements, as in nft's JSON.
+    """
+
+    text: str
+    expr: Sequence[nft_words.Statement]
+
+
 def chain_in(statement: str) -> tuple[str, str] | None:
     """`jump` or `goto` with the text of the chain; None for another statement."""
     found = _CHAIN.fullmatch(statement.strip())
     return None if found is None else (found[2], found[3])
 
 
-def lines(body: str, segment: Segment) -> Iterator[Line]:
+def lines(body: str, segment: Segment) -> Iterator[Line | Translated]:
     """The rules of a chain."""
     for text in _split(body):
         words = _COUNTED.sub(r"\1", " ".join(text.split()))
+        with suppress(nft_words.UntranslatedError):
+            yield Translated(words, nft_words.statements(text))
+            continue
         rest = _NOISE.sub(" ", text).strip()
         nested = _CHAIN.fullmatch(rest)
         yield from _writes(words, rest if nested is None else nested[1] or "", segment)
@@ -137,26 +152,21 @@ def _writes(words: str, rest: str, segment: Segment) -> Iterator[Line]:
             before = NO_ENTRY
         elif whole.truth is not Truth.YES:
             before = all_of([before, depends(words)])
-        yield Line(words, before, None, _write(found))
+        yield Line(words, before, None, _write(found[0], segment))
 
 
-def _write(found: re.Match[str]) -> MarkWrite:
-    if found["pairs"] is not None:
-        values = [pair.rpartition(" : ")[2].strip() for pair in found["pairs"].split(",")]
-        known = all(re.fullmatch(_NUMBER, value) for value in values)
-        return one_of(MarkWrite(0, int(value, 0)) for value in values) if known else ANY_MARK
-    if found["start"] is None:
-        return ANY_MARK
-    plain = found["start"] == "meta mark"
-    write = MarkWrite(ALL_BITS, 0) if plain else MarkWrite(0, int(found["start"], 0))
-    for sign, operand in _STEP.findall(found["steps"]):
-        write = computed(write, sign, int(operand, 0))
-    return write
+def _write(text: str, segment: Segment) -> MarkWrite:
+    with suppress(nft_words.UntranslatedError):
+        for each in nft_words.statements(text):
+            mangle = each.get("mangle") if isinstance(each, dict) else None
+            if mangle is not None:
+                return segment.writes(mangle)[1] or ANY_MARK
+    return ANY_MARK
 
 
 def _unless_known(write: re.Match[str]) -> str:
     """A write's text where its value depends on the packet, which may end the rule."""
-    return " " if write["start"] is not None else write[0]
+    return " " if write["plain"] is not None else write[0]
 
 
 def _condition(text: str | None, segment: Segment) -> Condition:

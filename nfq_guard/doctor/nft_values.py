@@ -91,14 +91,14 @@ def write(value: Any) -> MarkWrite:  # noqa: ANN401 - JSON
         if kind in OPERATORS and isinstance(inner, list) and len(inner) == 2:
             before, operand = write(inner[0]), number_of(inner[1])
             if operand is not None:
-                return computed(before, kind, operand)
+                return _computed(before, kind, operand)
         if kind in _HASHES and isinstance(inner, dict):
             first, count = inner.get("offset", 0), inner.get("mod", 0)
             return in_range(first, first + count - 1)
     return ANY_MARK
 
 
-def computed(before: MarkWrite, sign: str, operand: int) -> MarkWrite:
+def _computed(before: MarkWrite, sign: str, operand: int) -> MarkWrite:
     """The effect of a write, then of an operation with a constant."""
     keep, flip, unknown = before
     match sign:

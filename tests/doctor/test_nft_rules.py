@@ -318,10 +318,11 @@ def test_an_update_of_a_set_in_words() -> None:
 
 
 def _decided(*rules: object, policy: str = "accept") -> list[tuple[Act, Truth]]:
-    tables = nft_rules.Ruleset(nft(*rules, policy=policy)).tables()
+    tables = nft_rules.Ruleset(nft(*rules, policy=policy, more=SETS)).tables()
     return decides(list(path.walk(tables, 4)), "forward")
 
 
+DROP = [(Act.DROP, Truth.YES)]
 JUMP, GOTO = "jump {{\n\t\t\t{}\n\t\t}}", "goto {{\n\t\t\t{}\n\t\t}}"
 
 
@@ -352,8 +353,33 @@ JUMP, GOTO = "jump {{\n\t\t\t{}\n\t\t}}", "goto {{\n\t\t\t{}\n\t\t}}"
         ("ct state vmap { invalid : jump x, established : accept }", [(Act.DROP, Truth.YES)]),
         ("ct state vmap { new : drop, established : accept }", []),
         ("meta nfproto vmap { ipv4 : drop, ipv6 : accept }", [(Act.DROP, Truth.YES)]),
-        ("tcp dport vmap { 80 : drop }", [(Act.UNKNOWN, Truth.DEPENDS)]),
-        ("ct state vmap @m", [(Act.UNKNOWN, Truth.DEPENDS)]),
+        ("tcp dport vmap { 80 : drop }", [(Act.DROP, Truth.DEPENDS)]),
+        ("tcp flags vmap { syn / fin : drop }", [(Act.DROP, Truth.DEPENDS)]),
+        ("fib daddr type vmap { local : drop }", [(Act.UNKNOWN, Truth.DEPENDS)]),
+        ("ct state vmap @vm", [(Act.DROP, Truth.YES)]),
+        ("ct state vmap @missing", []),
+        ('iifname vmap { "eth0" : drop, "lo" : accept }', [(Act.DROP, Truth.DEPENDS)]),
+        ('iifname . oifname vmap { "a" . "b" : drop }', [(Act.DROP, Truth.DEPENDS)]),
+        ('ct state . iifname vmap { invalid . "a" : drop }', [(Act.DROP, Truth.DEPENDS)]),
+        ("ct state @st drop", [(Act.DROP, Truth.YES)]),
+        ("ct state != @st drop", []),
+        ("reject with icmp host-unreachable", [(Act.REJECT, Truth.YES)]),
+        ("reject with icmpv6 no-route", []),
+        ("limit rate over 1/day burst 5 packets drop", [(Act.DROP, Truth.DEPENDS)]),
+        ("quota over 10 mbytes used 0 bytes drop", [(Act.DROP, Truth.DEPENDS)]),
+        ("ct count over 5 drop", [(Act.DROP, Truth.DEPENDS)]),
+        ("ct count name x drop", [(Act.DROP, Truth.DEPENDS)]),
+        ("add @bad { ip saddr timeout 1m } drop", [(Act.DROP, Truth.YES)]),
+        ("add @bad { ip6 saddr } drop", []),
+        ("update @bad { ip saddr limit rate 1/day } drop", [(Act.DROP, Truth.DEPENDS)]),
+        ("update @bad { osf name } drop", [(Act.DROP, Truth.DEPENDS)]),
+        ("meta mark set 0x00000007\n\t\t\tmeta mark 0x00000007 drop", [(Act.DROP, Truth.YES)]),
+        ("meta mark set 0x1\n\t\t\tmeta mark { 0x2, 0x3 } drop", []),
+        ("meta mark set 0x1\n\t\t\tmeta mark 0x0-0x4 drop", [(Act.DROP, Truth.YES)]),
+        ("meta mark set meta mark | 0x8\n\t\t\tmeta mark & 0x8 == 0x8 drop", DROP),
+        ("meta mark set ct mark drop", []),
+        ("meta mark set ct state map { invalid : 0x1 }\n\t\t\tmeta mark 0x1 drop", DROP),
+        ("meta mark set jhash ip saddr mod 2 drop", [(Act.DROP, Truth.DEPENDS)]),
         ('iifname "lo" drop', []),
         ("meta protocol ip drop", [(Act.DROP, Truth.YES)]),
         ("meta protocol != ip6 drop", [(Act.DROP, Truth.YES)]),
@@ -363,13 +389,16 @@ JUMP, GOTO = "jump {{\n\t\t\t{}\n\t\t}}", "goto {{\n\t\t\t{}\n\t\t}}"
         ('iifname != "lo" drop', [(Act.DROP, Truth.YES)]),
         ('tcp dport 80 ct state established iifname "eth0" drop', []),
         ('tcp dport 80 ct state invalid iifname "eth0" drop', [(Act.DROP, Truth.DEPENDS)]),
-        ('ct state . iifname { established . "eth0" } drop', [(Act.DROP, Truth.DEPENDS)]),
+        ('ct state . iifname { established . "eth0" } drop', []),
+        ("ct original ip saddr 192.0.2.1 drop", []),
+        ("counter name hits log group 7 drop", [(Act.DROP, Truth.YES)]),
         ("ct state . ct direction { invalid . original } drop", []),
         ("ct mark set 0x00000005 drop", [(Act.DROP, Truth.YES)]),
         ("ct mark set 0x00000005 ct state new drop", []),
         ("notrack", [(Act.UNTRACKS, Truth.YES)]),
         ("synproxy mss 1460", [(Act.UNKNOWN, Truth.YES)]),
-        ("queue to 3", [(Act.UNKNOWN, Truth.YES)]),
+        ("queue to 3", [(Act.ELSEWHERE, Truth.YES)]),
+        ("queue flags bypass to 1-3", [(Act.ELSEWHERE, Truth.DEPENDS)]),
         ("jump x", [(Act.DROP, Truth.YES)]),
         ("goto elsewhere", [(Act.UNKNOWN, Truth.YES)]),
         ("return\n\t\t\tdrop", []),
@@ -391,6 +420,15 @@ def test_a_chain_without_a_name_ends_a_chain_that_goes_to_it() -> None:
     assert _decided(*rules, policy="drop") == [(Act.ACCEPT, Truth.YES)]
     twice = [[JUMP.format("return")], [JUMP.format("drop")]]
     assert _decided(*twice) == [(Act.DROP, Truth.YES)]
+
+
+def test_a_mark_that_is_written_in_a_chain_without_a_name() -> None:
+    jump = [matching(STATE, ["invalid", "new"], "in"), JUMP.format("meta mark set 0x7\nreturn")]
+    mark = {"meta": {"key": "mark"}}
+    tables = nft_rules.Ruleset(nft(jump, [matching(mark, 7), DROPPED])).tables()
+    check = fate_of(list(path.walk(tables, 4)), "forward")
+    assert check.status is Status.WARNING
+    assert "is dropped by `meta mark 7 drop`" in check.what
 
 
 def test_a_statement_that_is_not_known_is_not_passed_over() -> None:
