@@ -2,7 +2,7 @@
 """Short texts of nftables rules from nft's JSON, for messages; not meant to be loaded."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from nfq_guard.doctor import nft_xt
@@ -24,17 +24,14 @@ def expression(expr: Any) -> str:  # noqa: ANN401 - JSON
     """An expression, such as `ct state` or `{ tcp, udp }`."""
     if isinstance(expr, list):
         return ",".join(expression(each) for each in expr)
+    if isinstance(expr, bool):
+        return "exists" if expr else "missing"
     if not isinstance(expr, dict):
         return str(expr)
     if len(expr) != 1:
         return "an expression"
     ((kind, inner),) = expr.items()
     match kind:
-        case "ct" | "meta":
-            plain = kind == "meta" and inner["key"] not in {"mark", "l4proto", "nfproto"}
-            return str(inner["key"]) if plain else f"{kind} {inner['key']}"
-        case "payload" if "field" in inner:
-            return f"{inner['protocol']} {inner['field']}"
         case "set":
             return f"{{ {', '.join(expression(each) for each in inner)} }}"
         case "concat":
@@ -45,10 +42,39 @@ def expression(expr: Any) -> str:  # noqa: ANN401 - JSON
             return f"{inner['addr']}/{inner['len']}"
         case "elem":
             return expression(inner["val"])
+        case "map":
+            return f"{expression(inner['key'])} map {_pairs(inner['data'])}"
         case "&" | "|" | "^" | "<<" | ">>":
             return f"({f' {kind} '.join(expression(each) for each in inner)})"
         case _:
-            return str(kind)
+            return _of_packet(kind, inner)
+
+
+def _of_packet(kind: str, inner: Any) -> str:  # noqa: ANN401 - JSON
+    """A property of the packet, such as `tcp dport`, `fib daddr type` or `tcp option maxseg`."""
+    match kind:
+        case "ct" | "meta":
+            plain = kind == "meta" and inner["key"] not in {"mark", "l4proto", "nfproto"}
+            return str(inner["key"]) if plain else f"{kind} {inner['key']}"
+        case "payload" if "field" in inner:
+            return f"{inner['protocol']} {inner['field']}"
+        case "payload":
+            return f"@{inner.get('base')},{inner.get('offset')},{inner.get('len')}"
+        case "fib":
+            flags = inner.get("flags", ())
+            of = flags if isinstance(flags, str) else " . ".join(flags)
+            return f"fib {of} {inner.get('result')}"
+        case _:
+            return " ".join((kind, *_details(inner)))
+
+
+def _details(inner: Any) -> Iterator[str]:  # noqa: ANN401 - JSON
+    """What an expression of another kind is of, such as the name of an option."""
+    for key, each in inner.items() if isinstance(inner, dict) else ():
+        if isinstance(each, str | dict):
+            yield expression(each)
+        elif isinstance(each, int) and not isinstance(each, bool):
+            yield f"{key} {each}"
 
 
 def statement(name: str, value: Any) -> str:  # noqa: ANN401 - JSON; one text a kind
@@ -71,8 +97,9 @@ def statement(name: str, value: Any) -> str:  # noqa: ANN401 - JSON; one text a 
         case "reject":
             kind = value.get("expr", value.get("type", "")) if isinstance(value, dict) else ""
             return f"reject with {kind}" if kind else "reject"
-        case "set" if isinstance(value, dict) and "set" in value:
-            return f"{value.get('op', 'add')} {value['set']}"
+        case "set" | "meter" if isinstance(value, dict):
+            named = f"meter {value.get('name')}" if name == "meter" else ""
+            return named or f"{value.get('op', 'add')} {value.get('set')}"
         case "log" if isinstance(value, dict) and "prefix" in value:
             return f"log prefix {json.dumps(value['prefix'])}"
         case "xt":
@@ -93,5 +120,8 @@ def _pairs(data: Any) -> str:  # noqa: ANN401 - JSON
     if isinstance(data, str):
         return data
     pairs = [pair for pair in data.get("set", ()) if isinstance(pair, list)]
-    shown = (f"{expression(left)} : {text([right])}" for left, right in pairs)
+    shown = (
+        f"{expression(left)} : {text([right]) if isinstance(right, dict) else expression(right)}"
+        for left, right in pairs
+    )
     return f"{{ {', '.join(shown)} }}"

@@ -698,3 +698,31 @@ def test_a_packet_that_is_untracked_late_is_not_invalid_any_more() -> None:
         check = fate_of(mets, "forward")
         assert ", unless an earlier rule decides" in check.what
         assert decides(mets, "forward")[-1] == (Act.DROP, Truth.DEPENDS)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "text"),
+    [
+        ({"fib": {"result": "type", "flags": ["daddr", "iif"]}}, "local", "fib daddr . iif type"),
+        ({"fib": {"result": "check", "flags": "saddr"}}, True, "fib saddr check exists"),
+        ({"tcp option": {"name": "fastopen"}}, False, "tcp option fastopen missing"),
+        ({"tcp option": {"name": "maxseg", "field": "size"}}, 9, "tcp option maxseg size 9"),
+        ({"numgen": {"mode": "inc", "mod": 2, "offset": 9}}, 9, "numgen inc mod 2 offset 9"),
+        ({"rt": {"key": "nexthop", "family": "ip"}}, "192.0.2.1", "rt nexthop ip 192.0.2.1"),
+        ({"jhash": {"mod": 2, "expr": ADDRESS}}, 0, "jhash mod 2 ip saddr 0"),
+        ({"payload": {"base": "th", "offset": 0, "len": 16}}, 80, "@th,0,16 80"),
+    ],
+)
+def test_what_a_rule_depends_on_is_named(left: object, right: object, text: str) -> None:
+    rule = [matching(STATE, "invalid", "in"), matching(left, right), DROPPED]
+    check = fate_of(list(path.walk(nft_rules.Ruleset(nft(rule)).tables(), 4)), "forward")
+    assert f"depends on: {text}" in check.what
+
+
+def test_a_map_and_a_meter_in_words() -> None:
+    chosen = {"map": {"key": NAME, "data": {"set": [["a", 1], ["b", {"drop": None}]]}}}
+    marked = [{"mangle": {"key": {"meta": {"key": "mark"}}, "value": chosen}}]
+    (rule,) = nft_rules.Ruleset(nft(marked)).tables()[0].chains["c"]
+    assert rule.text == "meta mark set iifname map { a : 1, b : drop }"
+    (rule,) = nft_rules.Ruleset(nft([{"meter": METER}, DROPPED])).tables()[0].chains["c"]
+    assert rule.text == "meter m drop"
