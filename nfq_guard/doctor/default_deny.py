@@ -121,7 +121,11 @@ def takes_the_rest(on: Iterable[str], known: frozenset[Words], other: frozenset[
     terms = [_term(word) for word in words]
     if None in terms:
         return False  # for some other property
-    before = [each for each in known if _together(words, each)]
+    before = [
+        each
+        for each in known
+        if _together(words, each) and not any(accepted <= words | each for accepted in other)
+    ]
     if not before:
         return False
     if all(term is not None and _is_broad(term) for term in terms):
@@ -138,7 +142,8 @@ def _is_broad(term: _Term) -> bool:
     if term.values is None or term.field is _Field.FLAGS:
         return False
     if term.field in _ADDRESSES:
-        return any(low != high for low, high in term.values)
+        # A list of networks is one of unwanted networks.
+        return len(term.values) == 1 and term.values[0][0] != term.values[0][1]
     return any(high >= _EPHEMERAL for _, high in term.values)
 
 

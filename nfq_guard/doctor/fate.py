@@ -8,6 +8,7 @@ from typing import Final, NamedTuple, final
 
 from nfq_guard.doctor import owners
 from nfq_guard.doctor.check import Check, Status
+from nfq_guard.doctor.default_deny import is_of_header
 from nfq_guard.doctor.follow import Finding
 from nfq_guard.doctor.owners import SYNPROXY, owner_of
 from nfq_guard.doctor.path import BEHIND_PREROUTING, HOOKS, ON_THE_WAY, Met, Order, stops
@@ -164,7 +165,9 @@ def _fate(mets: Sequence[Met], behind: Met | None) -> _Fate:
         first = next((met for met in aimed if met.finding.rule.act is Act.RESET), aimed[0])
         text = f"accepted, or {_by(first)}{_dependence(aimed)}{_means(first)}"
         return _Fate(_severity(aimed), text, owners.todo(first.finding))
-    rest = next((met for met in other if _takes_rest(met)), None)
+    accepting = [met for met in mets if met.finding.rule.act is Act.ACCEPT]
+    plain = all(is_of_header(word) for met in accepting for word in met.finding.on)
+    rest = next((met for met in other if plain and _takes_rest(met)), None)
     if rest is not None:
         text = f"{_by(rest)}, as other packets are, unless a rule for other properties accepts it"
         return _Fate(Status.NOTE, f"{text}{_dependence(mets)}{_means(rest)}", "")

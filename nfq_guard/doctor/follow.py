@@ -216,7 +216,8 @@ class _Walker:
         every = {conditions | each for each in accepts}
         self._accepts = bounded(self._accepts | every)
         self._before = bounded(self._before | every)
-        self._other = bounded(self._other | {conditions | each for each in other})
+        if when.tracked is None:
+            self._other = bounded(self._other | {conditions | each for each in other})
 
     def _add(self, rule: Rule, place: int, when: Condition, inner: Walk | None) -> None:
         """Add what the segment may meet by a rule."""

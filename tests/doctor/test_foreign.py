@@ -329,6 +329,8 @@ def test_of_several_such_rules_the_one_that_resets_is_named() -> None:
         "FORWARD {known} -j ACCEPT;FORWARD -m recent --rcheck --name bad -j DROP",
         "FORWARD -s 192.0.2.0/24 {known} -j ACCEPT;FORWARD -s 198.51.100.0/24 -j DROP",
         "FORWARD -i br+ {known} -j ACCEPT;FORWARD ! -i br+ -j DROP",
+        "FORWARD -i br0 -o br0 -j ACCEPT;FORWARD -d 192.0.2.0/24 -o br0 {known} -j ACCEPT;"
+        "FORWARD -i br0 -j DROP",
     ],
 )
 def test_a_drop_that_singles_nothing_out(rules: str) -> None:
@@ -774,6 +776,13 @@ def test_a_default_deny_that_asks_for_no_state(deny: str) -> None:
         ", as other packets are, unless a rule for other properties accepts it; depends on: "
         "-s 192.0.2.0/24"
     )
+
+
+def test_a_filter_with_a_policy_is_no_default_deny() -> None:
+    """It accepts most packets by what is not seen in the rule."""
+    deny = FILTER.replace(":FORWARD ACCEPT", ":FORWARD DROP")
+    check = fate_of(walk(f"{deny}-A FORWARD -m rpfilter -j ACCEPT\n"), "forward")
+    assert check.status is Status.OK
 
 
 def test_what_prerouting_takes_does_not_get_further() -> None:

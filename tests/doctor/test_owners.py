@@ -349,7 +349,7 @@ RULESETS = (
     (
         "chain p { BEFORE -160; ct state invalid notrack; }; "
         "chain c { FORWARD accept; ct state invalid drop; }",
-        Act.UNKNOWN,
+        Act.UNTRACKS,
     ),
 )
 HEADS = {

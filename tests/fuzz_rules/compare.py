@@ -16,7 +16,7 @@ from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.doctor import fate, foreign, host_rules, path
 from nfq_guard.doctor.check import Check, Status
 from nfq_guard.doctor.path import Met, Order
-from nfq_guard.doctor.rule_model import TAKES, Act
+from nfq_guard.doctor.rule_model import TAKES, UNCERTAIN, Act
 from nfq_guard.firewall.xtables import System
 from nfq_guard.wire.packet import ACK, SYN
 from tests.fuzz_rules.generate import Part, RuleSet
@@ -221,7 +221,7 @@ def _wrong(
     sure = next((place for place, met in enumerate(taking) if met.finding.certain), None)
     possible = taking if sure is None else taking[: sure + 1]
     acts = {met.finding.rule.act for met in possible}
-    elsewhere = not acts.isdisjoint({Act.ELSEWHERE, Act.UNKNOWN})
+    elsewhere = not acts.isdisjoint({Act.ELSEWHERE, *UNCERTAIN})
     if done.invalid is None and sure is not None and not elsewhere:
         yield f"`{taking[sure].finding.rule.text}` takes it for sure, and it passes"
     if done.invalid is not None and done.invalid not in acts and not elsewhere:
