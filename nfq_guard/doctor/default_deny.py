@@ -16,6 +16,8 @@ Words = frozenset[str]
 """Conditions of a rule, as in `Condition.on`."""
 
 _MOST: Final = 32
+_OTHER: Final[Words] = frozenset({"other conditions"})
+"""Stands for alternatives that name the header, of which there are too many."""
 _EPHEMERAL: Final = 32768
 """The first port from which a host opens connections, by default."""
 _INTERFACE: Final = re.compile(r"(! )?-[io] \S+|[io]if(name)?( \. [io]if(name)?)* (?!\. ).+")
@@ -100,11 +102,20 @@ def is_of_header(word: str) -> bool:
 
 
 def bounded(conditions: Iterable[Words]) -> frozenset[Words]:
-    """These alternatives; of too many, one that stands for all."""
+    """These alternatives, under which something is accepted; of too many, one for all packets."""
     found = frozenset(conditions)
     if len(found) <= _MOST:
         return found
-    return frozenset({frozenset(), frozenset({"other conditions"})})
+    of_header = any(not all(map(is_interface, each)) for each in found)
+    return frozenset({frozenset(), _OTHER} if of_header else {frozenset()})
+
+
+def some(conditions: Iterable[Words]) -> frozenset[Words]:
+    """Of too many of these alternatives, those with the fewest conditions."""
+    found = frozenset(conditions)
+    if len(found) <= _MOST:
+        return found
+    return frozenset(sorted(found, key=lambda each: (len(each), sorted(each)))[:_MOST])
 
 
 def takes_the_rest(on: Iterable[str], known: frozenset[Words], other: frozenset[Words]) -> bool:

@@ -5,7 +5,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple, final
 
-from nfq_guard.doctor.default_deny import Words, bounded, is_interface, is_of_header, takes_the_rest
+from nfq_guard.doctor.default_deny import (
+    Words,
+    bounded,
+    is_interface,
+    is_of_header,
+    some,
+    takes_the_rest,
+)
 from nfq_guard.doctor.packet_mark import Marks
 from nfq_guard.doctor.rule_model import (
     ALWAYS,
@@ -217,7 +224,7 @@ class _Walker:
         self._accepts = bounded(self._accepts | every)
         self._before = bounded(self._before | every)
         if when.tracked is None:
-            self._other = bounded(self._other | {conditions | each for each in other})
+            self._other = some(self._other | {conditions | each for each in other})
 
     def _add(self, rule: Rule, place: int, when: Condition, inner: Walk | None) -> None:
         """Add what the segment may meet by a rule."""

@@ -297,6 +297,24 @@ def test_a_drop_of_some_addresses_or_ports_after_accepts_by_state(rules: str) ->
     assert "; depends on: " in check.what
 
 
+@pytest.mark.parametrize(
+    ("accepts", "drop", "status"),
+    [
+        ("FORWARD -p tcp --dport {} -j ACCEPT", "FORWARD -d 192.0.2.0/24 -j DROP", "warning"),
+        (
+            "FORWARD -p tcp --dport {} {{new}} -j ACCEPT",
+            "FORWARD -p tcp --dport 7 -j DROP",
+            "warning",
+        ),
+        ("FORWARD -i br{} {{known}} -j ACCEPT", "FORWARD -s 192.0.2.1/32 -j DROP", "ok"),
+    ],
+)
+def test_behind_many_accepts(accepts: str, drop: str, status: str) -> None:
+    many = ";".join(accepts.format(number) for number in range(1, 99))
+    check = forwarded_by(f"FORWARD {{known}} -j ACCEPT;{many};{drop}")
+    assert check.status == status
+
+
 def test_of_several_such_rules_the_one_that_resets_is_named() -> None:
     check = forwarded_by(
         "FORWARD {known} -j ACCEPT;FORWARD -o br0 -j DROP;"
