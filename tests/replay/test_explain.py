@@ -328,7 +328,6 @@ def test_compressed(talk: Conversation, tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["talk.pcap", "0"], "FRAME: expected a number from 1, found 0"),
         (["talk.pcap", "99"], "FRAME: talk.pcap has 24 frames, not 99"),
         (["/dev/zero", "1"], "CAPTURE: /dev/zero cannot be read twice; save it to a file"),
         (["missing", "1"], "missing: No such file or directory"),
@@ -346,6 +345,13 @@ def test_wrong_usage(
     monkeypatch.chdir(tmp_path)
     assert main(["explain", *words]) == 2
     assert capsys.readouterr().err == f"nfq-guard: {message}\n"
+
+
+def test_a_frame_of_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["explain", "talk.pcap", "0"])
+    assert ended.value.code == 2
+    assert "FRAME: expected a whole number from 1, found '0'" in capsys.readouterr().err
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
