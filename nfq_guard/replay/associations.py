@@ -186,6 +186,8 @@ class Associations:
         association.take(packet, sctp, code, state, direction)
         for chunk in sctp.chunks:
             if chunk.type in _ANNOUNCING:
+                if len(self._announced) >= self._capacity:
+                    self._announced.clear()
                 self._announced.setdefault(chunk.initiate_tag, association)
         other = self._announced.get(sctp.tag, association)
         if other is not association and not (other.both_ways or association.both_ways):

@@ -166,8 +166,7 @@ class Requests:
         message: IcmpMessage,
         octets: bytes,
         now: float,
-        *,
-        tracked: bool,
+        direction: int | None,
     ) -> bool:
         """Take a message into account.
 
@@ -176,7 +175,7 @@ class Requests:
             message: Its ICMP message.
             octets: The octets of the packet, IP header first.
             now: Seconds on any clock.
-            tracked: Whether it has an entry.
+            direction: Its direction in its entry; None without one.
 
         Returns:
             Whether it is a reply without an entry to a request from or to one of its addresses.
@@ -189,12 +188,12 @@ class Requests:
         name = bytes([packet.proto, message.type]) + content
         sent = self._sent.get(name)
         if sent is None:
-            if tracked:
+            if direction == 0:
                 self._sent[bytes([packet.proto, reply]) + content] = packet.src, packet.dst, now
                 if len(self._sent) > self._most:
                     self._sent.popitem(last=False)
             return False
-        if tracked:
+        if direction is not None:
             del self._sent[name]
             return False
         src, dst, since = sent

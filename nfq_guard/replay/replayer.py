@@ -313,9 +313,8 @@ class Replayer:
                 state = None if entry is None else entry.association
                 self._associations.take(packet, l4, code, state, table.direction)
             elif isinstance(l4, IcmpMessage):
-                self._answers_half = self._requests.take(
-                    packet, l4, reader.octets, reader.now, tracked=code != CT_INVALID
-                )
+                way = None if code == CT_INVALID else table.direction
+                self._answers_half = self._requests.take(packet, l4, reader.octets, reader.now, way)
         return code
 
     def _follow_segment(self, packet: Packet, segment: Segment, key: Key, frame: int) -> None:
@@ -580,7 +579,7 @@ class Replayer:
                 place,
                 began=outcome.claim is None or outcome.claim.stands,
                 orphan=outcome.translated or (outcome.orphan and self._may_lack_one(finding)),
-                incomplete=self.streams.proofs > 0,
+                incomplete=self.streams.proofs > 0 or self.reader.disordered > 0,
                 drops=self.drops > 0,
             )
             outcome.doubted = doubted

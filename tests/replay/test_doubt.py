@@ -768,3 +768,16 @@ def test_end_of_the_connection_before_in_answer_to_a_syn(ack: int) -> None:
     assert [one.finding and one.finding.reason for one in facts(invalid(talk.frames))] == [
         Reason.BAD_TRANSITION
     ]
+
+
+def test_frames_of_different_flows_out_of_order() -> None:
+    """Each flow is in order; the SYN of any of them may be late, or missing."""
+    frames: list[Frame] = []
+    for number in range(12):
+        talk = Conversation(sport=40_000 + number)
+        talk.now += number
+        talk.server("SA", 0, 1)
+        frames += talk.frames
+    assert len(facts(invalid(renumbered(frames)))) == 12
+    frames[4:6] = reversed(frames[4:6])
+    assert facts(invalid(renumbered(frames))) == []

@@ -282,6 +282,17 @@ def test_answers_to_requests_with_another_tuple(hidden: str) -> None:
     assert stands, "the entry of the request has expired"
 
 
+def test_requests_like_others_that_were_answered_twice() -> None:
+    packets: list[bytes] = []
+    for public in (A4, _PUBLIC):
+        for number in range(12):
+            rest = bytes((0, 7, 0, number)) + b"ping"
+            packets += [icmp(A4, B4, 8, rest), *[icmp(B4, public, 0, rest)] * 2]
+    found = found_in(*packets)
+    assert len(found) == 24
+    assert not any(stands for _, _, stands in found)
+
+
 @pytest.mark.parametrize("missing", [0, 1, 5])
 def test_an_association_with_two_tuples(missing: int) -> None:
     """Arriving packets of a host that translates its client."""
