@@ -37,7 +37,7 @@ from nfq_guard.flows import bpf
 from nfq_guard.flows.bpf import BpfFlows, ticks_per_second
 from nfq_guard.flows.ctnetlink import CtnetlinkFlows
 from nfq_guard.flows.exchange import BATCH, Exchange
-from nfq_guard.seqno import Seq, add, later
+from nfq_guard.seqno import Seq, add, distance, later
 from tests.flows.conftest import (
     MARK,
     MARK_PORT,
@@ -96,7 +96,7 @@ def look(routed: Routed) -> Iterator[Network]:
 
 
 def model(packets: list[Seen], client_port: int) -> tuple[Peer, Peer]:
-    """The windows of an undisturbed connection by kernel.md 1.4 and 1.6, from its packets."""
+    """The windows of a connection without INVALID packets by kernel.md 1.4 and 1.6."""
     sides: dict[bool, Peer] = {}
     for packet in packets:
         is_reply = packet.sport != client_port
@@ -112,14 +112,16 @@ def model(packets: list[Seen], client_port: int) -> tuple[Peer, Peer]:
             window <<= sides[is_reply].td_scale
         sender = sides[is_reply]
         sender.td_end = later(sender.td_end, Seq(packet.end))
-        sender.td_maxwin = max(sender.td_maxwin, window)
+        ack = highest = Seq(packet.ack)
+        for end in packet.sacked:
+            highest = later(highest, Seq(end))
+        sender.td_maxwin = max(sender.td_maxwin, window + distance(highest, ack))
         if packet.flags & ACK:
             is_first = not sender.flags & IP_CT_TCP_FLAG_MAXACK_SET
-            ack = Seq(packet.ack)
             sender.td_maxack = ack if is_first else later(sender.td_maxack, ack)
             sender.flags |= IP_CT_TCP_FLAG_MAXACK_SET
             peer = sides[not is_reply]
-            peer.td_maxend = later(peer.td_maxend, add(ack, window or 1))
+            peer.td_maxend = later(peer.td_maxend, add(highest, window or 1))
     for is_reply, side in sides.items():
         if sides[not is_reply].td_maxack != side.td_end:
             side.flags |= IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED
@@ -165,6 +167,26 @@ def test_window_is_that_of_the_packets(
     assert (forth.last_seq, forth.last_ack, forth.last_end) == (last.seq, last.ack, last.end)
     assert forth.last_win == last.window
     assert forth.last_dir == int(last.sport != connection.original.sport)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_window_of_a_connection_that_loses_packets(
+    routed: Routed, look: Network, connect: Connector, family: int
+) -> None:
+    """Selective acknowledgements are added to the window of their sender."""
+    program = "iptables" if family == 4 else "ip6tables"
+    port = PORTS["none"]
+    loss = f"-p tcp --sport {port} -m statistic --mode nth --every 3 --packet 1 -j DROP".split()
+    connection = connect(family, port)
+    routed.router.run(program, "-I", "FORWARD", *loss)
+    try:
+        connection.exchange()
+    finally:
+        routed.router.run(program, "-D", "FORWARD", *loss)
+    forth, _ = settled(look, connection)
+    packets = connection.packets()
+    assert any(packet.sacked for packet in packets)
+    assert forth.peers == model(packets, connection.original.sport)
 
 
 def test_closing_moves_the_state(look: Network, connect: Connector) -> None:

@@ -34,7 +34,7 @@ def tcp_ipv4(
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One captured TCP segment."""
+    """One captured TCP segment; `sacked` has the ends of its selective acknowledgements."""
 
     sport: int
     dport: int
@@ -45,6 +45,7 @@ class Seen:
     end: int
     scale: int | None
     sack_permitted: bool
+    sacked: tuple[int, ...]
 
 
 def read(packet: bytes) -> Seen | None:
@@ -71,6 +72,7 @@ def read(packet: bytes) -> Seen | None:
         end=(seq + payload + (flags & _FIN_OR_SYN).bit_count()) % 2**32,
         scale=kinds[3][0] if 3 in kinds else None,
         sack_permitted=4 in kinds,
+        sacked=tuple(end for _, end in struct.iter_unpack(">II", kinds.get(5, b""))),
     )
 
 
