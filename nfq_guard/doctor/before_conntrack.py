@@ -10,12 +10,12 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from ipaddress import ip_address, ip_network
 from typing import Final
 
 from nfq_guard.doctor import collect, host_rules, iptables_rules, nft_rules, owners
 from nfq_guard.doctor.check import Check, ok, warning
 from nfq_guard.doctor.follow import Finding, Follower
+from nfq_guard.doctor.intervals import addresses, ports
 from nfq_guard.doctor.one_sided import one_sided
 from nfq_guard.doctor.rule_model import ENDS, Act, Table, Truth, runs_before_conntrack
 from nfq_guard.errors import NfqGuardError, PrivilegeError
@@ -248,13 +248,10 @@ def _condition(word: str) -> Span | tuple[str, bool] | None:
 def _interval(field: Field, part: str) -> tuple[bytes, bytes]:
     """The first and the last value of a range such as `10.0.0.0/8` or `80:90`."""
     if field in {Field.SRC, Field.DST}:
-        low, dash, high = part.partition("-")
-        if dash:
-            return ip_address(low).packed, ip_address(high).packed
-        network = ip_network(part, strict=False)
-        return network.network_address.packed, network.broadcast_address.packed
-    low, _, high = part.replace("-", ":").partition(":")
-    return int(low).to_bytes(2, "big"), int(high or low).to_bytes(2, "big")
+        first, last = addresses(part)
+        return first.packed, last.packed
+    low, high = ports(part)
+    return low.to_bytes(2, "big"), high.to_bytes(2, "big")
 
 
 def checks(reading: RawReading) -> Iterator[Check]:

@@ -9,8 +9,9 @@ import re
 from collections.abc import Iterable
 from enum import Enum, auto
 from functools import lru_cache
-from ipaddress import ip_address, ip_network
 from typing import Final, NamedTuple, final
+
+from nfq_guard.doctor.intervals import addresses, ports
 
 Words = frozenset[str]
 """Conditions of a rule, as in `Condition.on`."""
@@ -239,10 +240,6 @@ def _term(word: str) -> _Term | None:
 
 def _interval(field: _Field, part: str) -> tuple[int, int]:
     if field in _ADDRESSES:
-        low, dash, high = part.partition("-")
-        if dash:
-            return int(ip_address(low)), int(ip_address(high))
-        network = ip_network(part, strict=False)
-        return int(network.network_address), int(network.broadcast_address)
-    low, _, high = part.replace("-", ":").partition(":")
-    return int(low or "0"), int(high or low)
+        first, last = addresses(part)
+        return int(first), int(last)
+    return ports(part)
