@@ -63,12 +63,12 @@ CHILDREN = /run/nfq-guard/coverage
 tests-pure:
 	$(BIN)/coverage erase
 	rm -rf $(CHILDREN)
-	$(BIN)/pytest -n 2 -m 'not kernel' --cov --cov-report=
+	$(BIN)/pytest -n 2 -m 'not kernel and not compiled' --cov --cov-report=
 
 # Reading all test files takes longer than reading those that may have some of these.
 tests-kernel:
 	$(BIN)/pytest $$(grep -rlw --include='test_*.py' kernel tests) -n $(JOBS) \
-		--dist loadgroup -m kernel --cov --cov-append --cov-report=
+		--dist loadgroup -m 'kernel and not compiled' --cov --cov-append --cov-report=
 
 # What has no floor is measured, and shown, with MEASURE=all only.
 coverage:
@@ -113,7 +113,7 @@ unpack:
 COMPILED = PYTHONPATH=$(CURDIR)/build/compiled:$(CURDIR) $(BIN)/pytest -q -p no:randomly \
 	--override-ini=pythonpath=
 compiled: unpack
-	$(COMPILED) -n 2 -m 'not kernel' --ignore tests/service/test_worker.py \
+	$(COMPILED) -n 2 --dist loadgroup -m 'not kernel or compiled' --ignore tests/service/test_worker.py \
 		$$($(BIN)/python -m tests.support.modules tests)
 	$(COMPILED) -m kernel tests/nfqueue tests/service/test_worker_kernel.py tests/flows/test_bpf.py \
 		--deselect tests/flows/test_bpf.py::test_kernels_before_6_11_know_zone_0_alone $(MORE)

@@ -30,6 +30,7 @@ def known_before(flow: FlowSnapshot | None) -> bool:
     )
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize(
     "kernel", [KERNEL_5_10, KERNEL_5_15, KERNEL_6_1], ids=lambda kernel: kernel.name
 )

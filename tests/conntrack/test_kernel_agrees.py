@@ -50,6 +50,7 @@ def described(failures: list[Failure]) -> str:
     )
 
 
+@pytest.mark.compiled
 @pytest.mark.kernel
 @pytest.mark.long
 @pytest.mark.parametrize("seed", [1, 2, 3])

@@ -20,6 +20,7 @@ def described(tally: OthersTally) -> str:
     return "\n".join("\n".join((*failure.steps, *failure.what, "")) for failure in tally.failures)
 
 
+@pytest.mark.compiled
 @pytest.mark.kernel
 @pytest.mark.parametrize(
     ("protocol", "met"),
@@ -43,6 +44,7 @@ def test_random_packets(protocol: str, met: set[Reason | None]) -> None:
     assert {CT_NEW, CT_ESTABLISHED, CT_INVALID} <= set(tally.ctstates)
 
 
+@pytest.mark.compiled
 @pytest.mark.kernel
 def test_fragments() -> None:
     """Of both IP versions: overlapping, repeated, contradictory, empty and of odd lengths."""

@@ -67,6 +67,7 @@ def test_least_recently_seen_is_evicted() -> None:
     assert not limit.matches(b, 0.0)
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("rules", [1, 16, 17, 1000])
 def test_all_rules_share_a_bound(rules: int) -> None:
     """A source that comes again within a window is forgotten once too many others came."""

@@ -12,6 +12,7 @@ from tests.support.damage import Bench, changes, cuts, sources
 SOURCES = dict(sources(1))
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("source", SOURCES)
 def test_damaged(source: str, tmp_path: Path) -> None:
     rng = random.Random(source)  # noqa: S311 - reproducible, no secret

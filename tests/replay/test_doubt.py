@@ -34,6 +34,7 @@ def facts(outcomes: Sequence[Outcome]) -> list[Outcome]:
     return [outcome for outcome in outcomes if outcome.doubted is None]
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("seed", range(5))
 def test_healthy_traffic(seed: int) -> None:
     assert invalid(traffic(seed)) == []
@@ -49,12 +50,14 @@ KINDS = [(kind,) for kind in MAKERS] + [()]
 """Each kind of traffic other than TCP transfers alone, and all together."""
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("kinds", KINDS)
 @pytest.mark.parametrize("seed", range(3))
 def test_healthy_traffic_of_other_kinds(kinds: tuple[str, ...], seed: int) -> None:
     assert invalid(others(seed, *kinds)) == []
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("kinds", KINDS)
 def test_lost_frames_of_other_kinds(kinds: tuple[str, ...]) -> None:
     found = [
@@ -67,6 +70,7 @@ def test_lost_frames_of_other_kinds(kinds: tuple[str, ...]) -> None:
     assert facts(found) == []
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("kinds", KINDS)
 @pytest.mark.parametrize("keeps_times", [True, False])
 def test_swapped_neighbours_of_other_kinds(kinds: tuple[str, ...], keeps_times: bool) -> None:
@@ -80,6 +84,7 @@ def test_swapped_neighbours_of_other_kinds(kinds: tuple[str, ...], keeps_times: 
     assert facts(found) == []
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("share", [0.005, 0.02, 0.05, 0.1])
 def test_lost_frames(share: float) -> None:
     """Every finding that is due to frames that the capture lost is in doubt."""
@@ -90,6 +95,7 @@ def test_lost_frames(share: float) -> None:
     assert facts(found) == []
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("keeps_times", [True, False])
 @pytest.mark.parametrize("share", [0.01, 0.05, 0.2])
 def test_swapped_neighbours(share: float, keeps_times: bool) -> None:
@@ -479,6 +485,7 @@ def test_healthy_flows_that_began_before() -> None:
     assert outside(replayer.streams.began_before) == []
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("sack", [True, False])
 def test_healthy_downloads_from_their_middle(sack: bool) -> None:
     """Data ahead of more than the assumed window, which is acknowledged once the gap is filled."""

@@ -21,7 +21,7 @@ from nfq_guard.wire.packet import SYN
 from tests.support.healthy import renumbered
 
 # In one process, because they share the flows.
-pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("midstream")]
+pytestmark = [pytest.mark.kernel, pytest.mark.compiled, pytest.mark.xdist_group("midstream")]
 
 FLOWS = 1000
 AT_ONCE = 100

@@ -213,6 +213,7 @@ def flood(count: int) -> Iterator[list[Frame]]:
         yield batch
 
 
+@pytest.mark.compiled
 @pytest.mark.no_cover  # many packets, all alike
 def test_memory_stays_flat() -> None:
     """A scan through far more flows than the table holds."""

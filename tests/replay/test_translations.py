@@ -194,6 +194,7 @@ def test_one_flow(kind: str, family: int) -> None:
     )
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize(("kind", "family"), CASES)
 @pytest.mark.parametrize("cut", [7, 8, 9, 10, 15])
 def test_one_flow_from_its_middle(kind: str, family: int, cut: int) -> None:
@@ -206,6 +207,7 @@ def test_one_flow_from_its_middle(kind: str, family: int, cut: int) -> None:
     assert outside(replayer.streams.began_before) == []
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(4))
 def test_frames_that_the_capture_lost(kind: str, seed: int) -> None:
@@ -218,6 +220,7 @@ def test_frames_that_the_capture_lost(kind: str, seed: int) -> None:
     assert replayer.translations == 1
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_one_frame_that_the_capture_lost(kind: str) -> None:
     """Of the handshake too: an answer that left translated had an entry."""
@@ -227,6 +230,7 @@ def test_any_one_frame_that_the_capture_lost(kind: str) -> None:
         assert [one for one in found if one.doubted is None] == [], place
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_two_frames_that_the_capture_swapped(kind: str) -> None:
     frames = routed(talk_of(), KINDS[kind])
@@ -271,6 +275,7 @@ def one_sided(frames: list[Frame], kind: int) -> list[Frame]:
     return [frame for frame in frames if frame.octets[1] == kind]
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("side", [INCOMING, OUTGOING])
 @pytest.mark.parametrize(("kind", "family"), CASES)
 def test_both_halves_from_the_middle_of_a_flow(kind: str, family: int, side: int) -> None:
@@ -297,6 +302,7 @@ def short_talk() -> Conversation:
     return talk
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("side", [INCOMING, OUTGOING])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("talk", [talk_of(), short_talk()], ids=["long", "short"])
@@ -332,6 +338,7 @@ def test_half_of_an_entry_that_ended() -> None:
         assert [one for one in found if one.doubted is None] == [], place
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("bulk", [False, True])
 def test_halves_of_flows_that_are_mixed(bulk: bool) -> None:
     """Each half is joined with its own, also if only one end sends."""
@@ -497,6 +504,7 @@ def harmed(octets: bytes, at: int, *, mends: bool) -> bytes:
     return mended(IP(changed)) if mends else bytes(changed)
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("mends", [True, False])
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("begins", [0, 5])
@@ -512,6 +520,7 @@ def test_a_damaged_address_is_no_translation(begins: int, end: str, mends: bool)
         assert replayer.translations == 0, place
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("pair", [False, True])
 def test_damaged_addresses_of_a_routed_flow_are_no_translation(end: str, pair: bool) -> None:
