@@ -7,6 +7,7 @@ would keep each connection of which such a rule hides one direction from opening
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -171,7 +172,10 @@ def test_half_of_each_connection_is_hidden(namespace: Make, tmp_path: Path, queu
         forged(2)
         assert guard.events("half_hidden") == []
 
+        # A reading between the rules of the two families would look complete.
+        guard.process.send_signal(signal.SIGSTOP)
         router.add(*(rule for rules in HALF.values() for rule in rules))
+        guard.process.send_signal(signal.SIGCONT)
         wait_for(lambda: bool(guard.events("half_hidden")))
         wait_for(lambda: len(status()["raw_rules"]["one_sided"]) == len(HALF))
         for family in (4, 6):
