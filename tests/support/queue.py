@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Self
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.lab.pace import limit
 from nfq_guard.nfqueue.counters import QueueCounters, parse
+from tests.support import identity
 
 QUEUE = 7
 # asm-generic/socket.h; Python does not name them.
@@ -159,7 +160,7 @@ class GuardProcess:
         # time.
         word = f'"{name}"'.encode() if name else b""
         found = [json.loads(line) for line in lines if word in line and line.endswith(b"}")]
-        return [event for event in found if name in {None, event["event"]}]
+        return [event for event in found if name in {None, event.get("event")}]
 
     def ready(self) -> Self:
         try:
@@ -169,6 +170,14 @@ class GuardProcess:
             self.__exit__()
             raise
         return self
+
+    def _numbered(self) -> identity.Numbered | None:
+        """The kernel's count; None unless the daemon has all of its queues since its start."""
+        started = self.events("started")[self._starts_before :]
+        if len(started) != 1 or self.events("worker_restarted"):
+            return None
+        queues = started[0].get("queues") or [started[0]["queue"]]
+        return identity.numbered(self.process.pid, queues)
 
     def _has_started_or_ended(self) -> bool:
         started = len(self.events("started")) > self._starts_before
@@ -180,9 +189,17 @@ class GuardProcess:
         return self._stderr.read_text(encoding="utf-8")
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Send a signal and wait; returns the exit status."""
+        """Send a signal and wait; returns the exit status.
+
+        Raises:
+            AssertionError: It ended in order, and has lost count of a packet.
+        """
+        kernel = self._numbered() if number == signal.SIGTERM else None
         self.process.send_signal(number)
-        return self.process.wait(timeout=limit(30))
+        status = self.process.wait(timeout=limit(30))
+        if kernel is not None and status == 0:
+            identity.require_one_fate_each(self.events("stopped")[-1], kernel)
+        return status
 
     def __enter__(self) -> Self:
         return self
