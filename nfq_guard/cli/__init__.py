@@ -3,6 +3,7 @@
 
 import argparse
 import errno
+import gc
 import importlib
 import os
 import signal
@@ -130,8 +131,10 @@ def _main(words: list[str], chosen: str | None) -> int:
         from nfq_guard.telemetry.palette import choose_colour  # noqa: PLC0415
 
         choose_colour(args.color)
+    module = _module(args.command)
+    gc.enable()  # all is loaded, see `entry`
     try:
-        status = _module(args.command).run(args)
+        status = module.run(args)
         # A failure here is handled below; at interpreter exit it would only be printed.
         sys.stdout.flush()
     except NfqGuardError as error:

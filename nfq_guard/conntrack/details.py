@@ -9,18 +9,17 @@ from nfq_guard.finding import BOUNDS
 from nfq_guard.flow import SctpState, TcpState
 
 _DIRECTIONS: Final = ("original", "reply")
+# Reading a name anew for each of the 4,000 phrases takes most of the time of loading them.
+_TCP_STATES: Final = tuple(state.name for state in TcpState)
+_SCTP_STATES: Final = tuple(state.name for state in SctpState)
 
 # TRANSITIONS[direction][class][state] and SCTP_TRANSITIONS[direction][type of chunk][state].
 TRANSITIONS: Final = tuple(
-    tuple(
-        tuple(f"{direction} {name} in {state.name}" for state in TcpState) for name in CLASS_NAMES
-    )
+    tuple(tuple(f"{direction} {name} in {state}" for state in _TCP_STATES) for name in CLASS_NAMES)
     for direction in _DIRECTIONS
 )
 SCTP_TRANSITIONS: Final = tuple(
-    tuple(
-        tuple(f"{direction} {name} in {state.name}" for state in SctpState) for name in CHUNK_NAMES
-    )
+    tuple(tuple(f"{direction} {name} in {state}" for state in _SCTP_STATES) for name in CHUNK_NAMES)
     for direction in _DIRECTIONS
 )
 # By class of segment, and by type of chunk.
