@@ -50,6 +50,7 @@ from nfq_guard.service.worker.open import open_queue
 from nfq_guard.service.worker.queue_server import QueueServer
 from nfq_guard.telemetry.console import Console, wants_colour, wants_console
 from nfq_guard.telemetry.eve import eve_line, eve_octets
+from nfq_guard.telemetry.event_json import json_octets
 from nfq_guard.telemetry.events import (
     ControlSocketRestored,
     Event,
@@ -60,7 +61,7 @@ from nfq_guard.telemetry.exposition import Exposition, MetricsFile, Observed
 from nfq_guard.telemetry.http import MetricsServer
 from nfq_guard.telemetry.http import listen as listen_http
 from nfq_guard.telemetry.journal import SOCKET, JournalRenderer, stdout_is_the_journal
-from nfq_guard.telemetry.log import EventLog, Output, json_line, json_octets
+from nfq_guard.telemetry.log import EventLog, Output, json_line
 from nfq_guard.telemetry.recording import Recording
 from nfq_guard.telemetry.sink import LineSink
 

@@ -2,9 +2,7 @@
 """Renders events as aligned lines for people, coloured on a terminal."""
 
 import os
-from typing import final
-
-from structlog.typing import EventDict, WrappedLogger
+from typing import TYPE_CHECKING, final
 
 from nfq_guard.names import endpoint, visible
 from nfq_guard.telemetry.events import (
@@ -16,6 +14,9 @@ from nfq_guard.telemetry.events import (
 )
 from nfq_guard.telemetry.palette import ACTION_STYLES, LEVEL_STYLES, Style, styled, takes_colour
 
+if TYPE_CHECKING:  # commands that read events need no structlog, a quarter of their start
+    from structlog.typing import EventDict, WrappedLogger
+
 
 @final
 class Console:
@@ -24,7 +25,7 @@ class Console:
     def __init__(self, *, colour: bool) -> None:
         self._colour = colour
 
-    def __call__(self, _logger: WrappedLogger, _name: str, event_dict: EventDict) -> bytes:
+    def __call__(self, _logger: "WrappedLogger", _name: str, event_dict: "EventDict") -> bytes:
         """Render one event (a structlog processor)."""
         event = event_dict["event"]
         packet = isinstance(event, PacketJudged)

@@ -7,14 +7,16 @@ Suricata has no type for them. The object `nfq_guard` is always the whole event,
 `json`.
 """
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from structlog.typing import EventDict, WrappedLogger
 
 from nfq_guard.names import tcp_flag_bits, visible_json
 from nfq_guard.telemetry.events import Event, PacketJudged, all_fields
 from nfq_guard.wire.packet import ACK, FIN, PSH, RST, SYN, UDP_HEADER, URG
+
+if TYPE_CHECKING:  # commands that read events need no structlog, a quarter of their start
+    from structlog.typing import EventDict, WrappedLogger
 
 OBJECT: Final = "nfq_guard"
 
@@ -38,7 +40,7 @@ def eve_octets(event: Event, at: str | None = None) -> bytes:
     return visible_json(msgspec.json.encode(eve(event, at)))
 
 
-def eve_line(_logger: WrappedLogger, _name: str, event_dict: EventDict) -> bytes:
+def eve_line(_logger: "WrappedLogger", _name: str, event_dict: "EventDict") -> bytes:
     """Render one event (a structlog processor)."""
     return eve_octets(event_dict["event"], event_dict["at"])
 

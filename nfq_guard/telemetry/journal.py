@@ -9,13 +9,15 @@ import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import msgspec
-from structlog.typing import EventDict, WrappedLogger
 
 from nfq_guard.telemetry.console import Console
 from nfq_guard.telemetry.events import Event, Level, PacketJudged, all_fields, name_of
+
+if TYPE_CHECKING:  # commands that read events need no structlog, a quarter of their start
+    from structlog.typing import EventDict, WrappedLogger
 
 SOCKET: Final = Path("/run/systemd/journal/socket")
 
@@ -98,7 +100,7 @@ class JournalRenderer:
     def __init__(self) -> None:
         self._message = Console(colour=False)
 
-    def __call__(self, logger: WrappedLogger, name: str, event_dict: EventDict) -> bytes:
+    def __call__(self, logger: "WrappedLogger", name: str, event_dict: "EventDict") -> bytes:
         """Render one event."""
         event: Event = event_dict["event"]
         kind = name_of(type(event))

@@ -9,18 +9,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import BinaryIO, Final, NamedTuple, cast, final
 
-import msgspec
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from nfq_guard.names import visible_json
+from nfq_guard.telemetry.event_json import json_octets
 from nfq_guard.telemetry.events import (
     AllowedUnrecorded,
     Event,
     EventsSuppressed,
     LogLinesDropped,
     PacketJudged,
-    all_fields,
     name_of,
     own_fields,
     timestamp,
@@ -28,19 +26,9 @@ from nfq_guard.telemetry.events import (
 from nfq_guard.telemetry.recording import Recording
 from nfq_guard.telemetry.sink import LineSink
 
-_encoder: Final = msgspec.json.Encoder()
 # Minimum time between two events about lost lines, seconds.
 _LOST_S: Final = 60.0
 _FOLLOW_S: Final = 1.0
-
-
-def _encode(value: object) -> bytes:
-    return visible_json(_encoder.encode(value))
-
-
-def json_octets(event: Event, at: str | None = None) -> bytes:
-    """One event as JSON; `at` as for `all_fields`."""
-    return _encode(event if isinstance(event, PacketJudged) else all_fields(event, at))
 
 
 def json_line(_logger: WrappedLogger, _name: str, event_dict: EventDict) -> bytes:
@@ -229,8 +217,3 @@ class EventLog:
 
 def _file_of(output: Output) -> LineSink | _Prefixed:
     return _Prefixed(output.sink, output.prefix) if output.prefix else output.sink
-
-
-def packet_json(event: PacketJudged) -> bytes:
-    """An event of packets as a JSON object."""
-    return _encode(event)

@@ -265,6 +265,34 @@ def test_an_interrupt_while_the_command_line_is_imported_is_silent() -> None:
     assert (done.returncode, done.stderr) == (130, b"")
 
 
+def test_only_the_daemon_loads_the_library_of_its_log() -> None:
+    """It takes as long as a third of all that a command loads otherwise."""
+    code = (
+        "import sys\n"
+        "from nfq_guard.cli import COMMANDS, DAEMON, parser_of\n"
+        "parser_of(COMMANDS.keys() - {DAEMON})\n"
+        "print([name for name in ('structlog', 'asyncio', 'scapy') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=False, env=ENVIRONMENT
+    )
+    assert (done.stdout, done.stderr) == (b"[]\n", b"")
+
+
+def test_garbage_is_collected_once_all_is_loaded() -> None:
+    code = (
+        "import gc, sys\n"
+        "from nfq_guard.cli import check\n"
+        "check.run = lambda _args: print(gc.isenabled()) or 0\n"
+        "from nfq_guard.entry import main\n"
+        "main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "check"], capture_output=True, check=False, env=ENVIRONMENT
+    )
+    assert (done.stdout, done.stderr) == (b"True\n", b"")
+
+
 @pytest.mark.parametrize(
     "words",
     [

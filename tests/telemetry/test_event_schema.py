@@ -9,8 +9,8 @@ import orjson
 import pytest
 
 from nfq_guard.telemetry.eve import OBJECT, eve_octets
+from nfq_guard.telemetry.event_json import json_octets
 from nfq_guard.telemetry.events import EVENTS, Event, name_of
-from nfq_guard.telemetry.log import json_octets
 from tests.support.event_examples import examples
 from tests.support.reference import DIRECTORY
 

@@ -16,8 +16,8 @@ import orjson
 from nfq_guard import names
 from nfq_guard.finding import Reason
 from nfq_guard.flow import FlowKey
+from nfq_guard.telemetry.event_json import json_octets
 from nfq_guard.telemetry.events import PacketJudged
-from nfq_guard.telemetry.log import packet_json
 
 _FLOWS_MAX: Final = 256
 _EVENTS_MAX: Final = 8
@@ -190,5 +190,5 @@ def _record(ends: EndsRecord, flow: _Flow, pending: Sequence[Pending]) -> Dumped
         "packets": sum(reasons.values()),
         "reasons": reasons,
         "resets": flow.resets + sum(some.resets for some in pending),
-        "events": [orjson.Fragment(packet_json(event)) for event in flow.events],
+        "events": [orjson.Fragment(json_octets(event)) for event in flow.events],
     }
