@@ -21,7 +21,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -77,6 +77,10 @@ class _Nodes(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     text = b""
     began = 0.0
+
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # a Prometheus that ends cuts off what it scrapes
+            super().handle()
 
     def do_GET(self) -> None:
         grown = int(time.monotonic() - self.began)
