@@ -21,7 +21,6 @@ from nfq_guard.doctor import host, host_rules
 from nfq_guard.doctor.check import Check, Status
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, EXIT_USAGE, ConfigError, Mistake
 from nfq_guard.firewall.xtables import System
-from nfq_guard.flow import EvidenceChoice
 from nfq_guard.names import counted, visible
 from nfq_guard.policy.describe import policy_sentences
 from nfq_guard.policy.lint import Caution, cautions
@@ -82,15 +81,18 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_OK
     kernel = rules_of(platform.release()) if args.kernel is None else kernel_of(args.kernel).rules
     try:
-        source, model, choice, of_unit, notes = _read(args.file)
+        source, model, settings, of_unit, notes = _read(args.file)
     except ConfigError as error:
         if args.format == "text":
             raise
         mistakes = [_mistake(one) for one in error.mistakes]
         write_json({"source": error.source, "fine": False, "mistakes": mistakes})
         return EXIT_USAGE
-    found = [*cautions(model, kernel, choice), *of_unit]
-    on_host = list(host.checks(host_rules.read(), compile_policy(model))) if args.host else None
+    found = [*cautions(model, kernel, settings.evidence), *of_unit]
+    on_host = None
+    if args.host:
+        rules = host_rules.read(queues=settings.queue_numbers)
+        on_host = list(host.checks(rules, compile_policy(model)))
     if args.format == "json":
         shown = [*found, *notes]
         write_json(_report(source, model, shown, on_host, explain=args.explain), _plain)
@@ -130,17 +132,17 @@ def attributes(docstring: str) -> dict[str, str]:
 
 def _read(
     file: str | None,
-) -> tuple[str, PolicyModel, EvidenceChoice, list[Caution], list[Caution]]:
+) -> tuple[str, PolicyModel, Settings, list[Caution], list[Caution]]:
     """Read a preset, or a configuration file without any mistake.
 
-    Returns its source, its policy, the setting `evidence` if the policy is in the file, warnings
-    about its settings, and notes for a file that no unit of this host uses.
+    Returns its source, its policy, its settings, warnings about these, and notes for a file that no
+    unit of this host uses. `evidence` is that of the file only if the policy is in it too.
 
     Raises:
         ConfigError: It has mistakes, or settings that do not work in the service unit.
     """
     if file is not None and file.startswith(PRESET_PREFIX):
-        return file, load_policy(file), "auto", [], []
+        return file, load_policy(file), Settings(), [], []
     path = None if file is None else Path(file)
     config = load_config(path)
     sandbox = unit.sandbox_of(path or DEFAULT_PATH, System())
@@ -155,9 +157,10 @@ def _read(
         notes += unit.cautions(config.settings, config.source)
     else:
         of_unit += unit.unread_pods(config.settings, config.source, sandbox)
-    own = config.model.source == config.source
-    choice: EvidenceChoice = config.settings.evidence if own else "auto"
-    return config.source, config.model, choice, of_unit, notes
+    settings = config.settings
+    if config.model.source != config.source:
+        settings = msgspec.structs.replace(settings, evidence="auto")
+    return config.source, config.model, settings, of_unit, notes
 
 
 class MistakeRecord(TypedDict):

@@ -63,7 +63,13 @@ def run(args: argparse.Namespace) -> int:
     policy = compile_policy(reading.config.model) if reading.config is not None else None
     counts: Counter[Status] = Counter()
     for check in chain(
-        [_configuration(reading)], examine(firewall, policy, reading.settings.evidence)
+        [_configuration(reading)],
+        examine(
+            firewall,
+            policy,
+            reading.settings.evidence,
+            by_others=reading.settings.rules == "none",
+        ),
     ):
         counts[check.status] += 1
         sys.stdout.write(_json(check) if args.format == "json" else fitted(check_text(check)))

@@ -64,10 +64,10 @@ def run(args: argparse.Namespace) -> int:
 # quarter of the CPU time of the start, during which no packet is judged.
 
 
-def _survey(copy: LegacyCopy) -> Event:
+def _survey(queues: Sequence[int], copy: LegacyCopy) -> Event:
     from nfq_guard.doctor import host  # noqa: PLC0415 - see above
 
-    return host.event(copy)
+    return host.event(queues, copy)
 
 
 def _raw_rules(queues: Sequence[int], copy: LegacyCopy) -> RawReading:

@@ -43,7 +43,11 @@ _CONNTRACK: Final = collect.SYSCTLS / "netfilter"
 
 
 def examine(
-    firewall: Firewall, policy: Policy | None = None, choice: EvidenceChoice = "auto"
+    firewall: Firewall,
+    policy: Policy | None = None,
+    choice: EvidenceChoice = "auto",
+    *,
+    by_others: bool = False,
 ) -> Iterator[Check]:
     """Run every check.
 
@@ -51,8 +55,9 @@ def examine(
         firewall: Our rules as configured.
         choice: The setting `evidence`.
         policy: The policy as configured; None if it has mistakes.
+        by_others: Whether our rules are left to others (`rules = "none"`).
     """
-    rules = host_rules.read()
+    rules = host_rules.read(queues=_queue_numbers(firewall))
     files = modules.KernelFiles.read(Path("/"), os.uname().release)
     yield from _kernel(files)
     yield from _evidence(
@@ -65,7 +70,7 @@ def examine(
     )
     yield from sysctls.reverse_path(collect.reverse_path_filters())
     yield from _table()
-    yield from _rules(firewall, rules)
+    yield from _rules(firewall, rules, by_others=by_others)
     yield from host.checks(rules, policy)
     yield from _queues(firewall)
     yield from _interfaces()
@@ -117,7 +122,7 @@ def _table() -> Iterator[Check]:
     yield from table.counters(table.parse_counters(collect.text(collect.NET / "stat/nf_conntrack")))
 
 
-def _rules(firewall: Firewall, rules: HostRules) -> Iterator[Check]:
+def _rules(firewall: Firewall, rules: HostRules, *, by_others: bool) -> Iterator[Check]:
     problems = rules.problems
     holders = [
         str(backend)
@@ -126,8 +131,7 @@ def _rules(firewall: Firewall, rules: HostRules) -> Iterator[Check]:
             _holds_ours(tables) for (which, _), tables in rules.saved.items() if which is backend
         )
     ]
-    queues = range(firewall.spec.first_queue, firewall.spec.last_queue + 1)
-    early = before_conntrack.read(queues)
+    early = before_conntrack.read(_queue_numbers(firewall))
     yield from before_conntrack.checks(early)
     native = rules.native
     places = [*holders, *(["nftables"] if native is not None and native.ours else [])]
@@ -136,7 +140,9 @@ def _rules(firewall: Firewall, rules: HostRules) -> Iterator[Check]:
         differences = firewall.verify() if places else []
     except NfqGuardError as error:
         problems.append(str(error))
-    yield ours.ours(places, differences, complete=not problems)
+    yield ours.ours(
+        places, differences, complete=not problems, others=rules.to_us, by_others=by_others
+    )
     yield from _order(firewall) if holders else ()
     if firewall.spec.fail_mode is FailMode.KERNEL_DROP:
         place = firewall.described_choice().backend
@@ -144,6 +150,10 @@ def _rules(firewall: Firewall, rules: HostRules) -> Iterator[Check]:
     if native is not None:
         yield from nft_rules.flowtables(native.flowtables)
     problems += (problem for problem in early.problems if problem not in problems)
+
+
+def _queue_numbers(firewall: Firewall) -> range:
+    return range(firewall.spec.first_queue, firewall.spec.last_queue + 1)
 
 
 def _order(firewall: Firewall) -> Iterator[Check]:
@@ -158,11 +168,10 @@ def _holds_ours(saved: Saved) -> bool:
 
 
 def _queues(firewall: Firewall) -> Iterator[Check]:
-    spec = firewall.spec
     if counters.QUEUES.exists() and not os.access(counters.QUEUES, os.R_OK):
         yield note("queue.owner", "cannot read the owner of the queue", "run it as root")
         return
-    for number in range(spec.first_queue, spec.last_queue + 1):
+    for number in _queue_numbers(firewall):
         state = counters.owner(number)
         owner = process_of(state.port_id) if state is not None else ""
         yield from queue.queue(number, state, owner, ours=is_guard(owner))

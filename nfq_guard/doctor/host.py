@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The part of the diagnosis that concerns other programs' rules."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from nfq_guard.doctor import fate, foreign, hidden, host_rules, synproxy
 from nfq_guard.doctor.check import Check, Status, ok
@@ -36,9 +36,9 @@ def checks(rules: HostRules, policy: Policy | None) -> Iterator[Check]:
         yield from hidden.checks(path, policy)
 
 
-def event(copy: LegacyCopy | None = None) -> HostAccepts | HostTakes:
-    """The checks `fate` as an event; `copy` is as in `host_rules.read`."""
-    rules = host_rules.read(copy)
+def event(queues: Container[int], copy: LegacyCopy | None = None) -> HostAccepts | HostTakes:
+    """The checks `fate` as an event; the arguments are as in `host_rules.read`."""
+    rules = host_rules.read(copy, queues)
     fates = [
         f"{check.id.removeprefix('fate.')}: {check.what}"
         for check in fate.checks(rules.path(), unnamed=rules.unnamed(), complete=not rules.problems)

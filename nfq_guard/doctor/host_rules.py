@@ -5,7 +5,7 @@ from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import final
 
-from nfq_guard.doctor import collect, iptables_rules, nft_rules, removed
+from nfq_guard.doctor import collect, iptables_rules, nft_rules, own_queue, removed
 from nfq_guard.doctor.path import Met
 from nfq_guard.doctor.rule_model import Table
 from nfq_guard.errors import NfqGuardError
@@ -26,6 +26,7 @@ class HostRules:
         tables: All of them, as `follow` needs them.
         bridged: Those of the bridge family, for packets that the host bridges.
         handed_over: Whether the bridge hands these packets over to the guard.
+        to_us: Rules of others that lead to the guard's queues, each with its place.
         problems: Sources that could not be read.
     """
 
@@ -34,6 +35,7 @@ class HostRules:
     tables: list[Table] = field(default_factory=list)
     bridged: list[Table] = field(default_factory=list)
     handed_over: bool = False
+    to_us: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def path(self) -> list[Met]:
@@ -45,11 +47,12 @@ class HostRules:
         return removed.without_takers(self.tables)
 
 
-def read(copy: LegacyCopy | None = None) -> HostRules:
+def read(copy: LegacyCopy | None = None, queues: Container[int] = ()) -> HostRules:
     """Read all rules; what cannot be read is named in `problems`.
 
     Args:
         copy: The tables of legacy iptables, for a process that cannot run its programs.
+        queues: The guard's queues; packets of rules that lead to them get to the guard.
     """
     rules = HostRules(handed_over=collect.bridge_hands_over())
     for backend in Backend:
@@ -76,6 +79,7 @@ def read(copy: LegacyCopy | None = None) -> HostRules:
         rules.problems.append(str(error))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         rules.problems.append(f"nft list ruleset: {error}")
+    rules.to_us += own_queue.adopt(rules.tables, queues)
     return rules
 
 

@@ -21,7 +21,12 @@ _BREAKING = frozenset(
 
 
 def ours(
-    places: Sequence[str], differences: Sequence[Difference], *, complete: bool = True
+    places: Sequence[str],
+    differences: Sequence[Difference],
+    *,
+    complete: bool = True,
+    others: Sequence[str] = (),
+    by_others: bool = False,
 ) -> Check:
     """The state of our rules.
 
@@ -29,21 +34,26 @@ def ours(
         places: The packet filters that hold rules of ours: `legacy`, `nft`, `nftables`.
         differences: Differences from the configuration, in the chosen packet filter.
         complete: Whether all packet filters could be read.
+        others: Rules of others that lead to our queue, each with its place.
+        by_others: Whether our rules are left to others (`rules = "none"`).
     """
     if not places and not complete:
         return note("rules.ours", "cannot read whether our rules are installed", "run it as root")
     if not places:
-        return note(
-            "rules.ours",
-            "our rules are not installed here",
-            "start the guard, which installs them, or run `nfq-guard rules install`",
-        )
+        return _none(others, by_others=by_others)
     if len(places) > 1:
         return problem(
             "rules.ours",
             f"our rules are in {' and '.join(places)}: packets are queued more than once",
             "run `nfq-guard rules install`, which keeps one backend's; `nft delete table inet "
             "nfq_guard` removes the native table",
+        )
+    if others:
+        return warning(
+            "rules.ours",
+            f"our rules are in {places[0]}, and our queue gets packets by {_such(others)} too: a "
+            "packet may be judged twice",
+            'remove that rule; or keep it alone, by the setting `rules` = "none"',
         )
     if not differences and places[0] == "nftables":
         return ok("rules.ours", "our rules are loaded as a native nftables table")
@@ -54,6 +64,36 @@ def ours(
     if _BREAKING & {difference.kind for difference in differences}:
         return problem("rules.ours", what, todo)
     return warning("rules.ours", what, todo)
+
+
+def _none(others: Sequence[str], *, by_others: bool) -> Check:
+    """The state of a host without our rules."""
+    if others and by_others:
+        return ok("rules.ours", f"our queue gets packets by {_such(others)}, not by rules of ours")
+    if others:
+        return note(
+            "rules.ours",
+            f"our rules are not installed here; our queue gets packets by {_such(others)}",
+            'if that rule is to do it alone, set `rules` = "none": the guard installs its own at '
+            "its start",
+        )
+    if by_others:
+        return note(
+            "rules.ours",
+            'our rules are not installed here, which the setting `rules` = "none" leaves to '
+            "others, and no other rule leads to our queue",
+            "see those of `nfq-guard rules show`",
+        )
+    return note(
+        "rules.ours",
+        "our rules are not installed here",
+        "start the guard, which installs them, or run `nfq-guard rules install`",
+    )
+
+
+def _such(others: Sequence[str]) -> str:
+    more = len(others) - 1
+    return f"{others[0]} and {more} more" if more else others[0]
 
 
 def remarks(found: Sequence[Difference]) -> Iterator[Check]:

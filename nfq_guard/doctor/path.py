@@ -89,7 +89,7 @@ class _Place(NamedTuple):
     Attributes:
         priority: Of the base chain.
         table: The table.
-        jump: The place of our jump in the base chain.
+        jump: The place of our jump in the base chain, or of a rule that leads to our queue.
     """
 
     priority: int
@@ -286,7 +286,7 @@ def _ours(tables: Sequence[Table], hook: str) -> _Place | _Planned | None:
             places += [
                 _Place(base.priority, table, index)
                 for index, rule in enumerate(table.chains[chain])
-                if rule.target == CHAIN
+                if rule.target == CHAIN or (rule.own and rule.act is Act.ELSEWHERE)
             ]
     if places:
         return min(places, key=lambda place: place.priority)

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: MIT
 """Compares the installed rules with the required ones."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import final
+from typing import Final, final
 
 from nfq_guard.firewall.render import TableRules
 from nfq_guard.firewall.saved import Saved, SavedTable, is_own, may_take_invalid, meaning
 from nfq_guard.firewall.spec import Backend, Family, Place
+
+_QUEUES: Final = re.compile(r"-j NFQUEUE .*--queue-(?:num|balance) (\S+)")
 
 
 class Kind(StrEnum):
@@ -113,6 +116,8 @@ def _takers(should: TableRules, table: SavedTable, place: str) -> Iterator[tuple
         if rule.target == should.chain:
             return
         taker = table.taker(rule) if may_take_invalid(rule.text) else None
+        if taker is not None and _queues(taker.text) & _queues(*should.rules):
+            continue  # it leads to our queue, as our own rule does
         if taker is rule:
             detail = f"rule {number} `{rule.text}` ends the chain: what it matches is not judged"
             yield Kind.TAKEN_BEFORE, detail
@@ -122,6 +127,11 @@ def _takers(should: TableRules, table: SavedTable, place: str) -> Iterator[tuple
                 f"rule {number} leads to `{taker.text}` in chain {taker.chain}: what that matches "
                 "is not judged",
             )
+
+
+def _queues(*rules: str) -> set[str]:
+    """The queues to which rules lead, as they are listed: `7`, or `7:9`."""
+    return {match[1] for match in map(_QUEUES.search, rules) if match is not None}
 
 
 def _policy(table: SavedTable, place: str) -> Iterator[tuple[Kind, str]]:

@@ -104,7 +104,7 @@ def run(
     path: Path | None,
     override: Callable[[Settings], Settings],
     give_up: GiveUp = _keep_privileges,
-    survey: Callable[[LegacyCopy], Event] | None = None,
+    survey: Callable[[Sequence[int], LegacyCopy], Event] | None = None,
     last_good_at: Path | None = None,
     raw_rules: Callable[[Sequence[int], LegacyCopy], RawReading] = _no_raw_rules,
 ) -> bool:
@@ -200,7 +200,7 @@ def run(
                 jumps=LegacyTables(sockets).jumps,
                 raw_rules=partial(raw_rules, settings.queue_numbers, copy),
                 passed=_passed_packets(settings, sockets, stack),
-                survey=None if survey is None else partial(survey, copy),
+                survey=None if survey is None else partial(survey, settings.queue_numbers, copy),
                 keep=None if last_good_at is None else partial(last_good.save, last_good_at),
                 refused="" if refused is None else str(refused),
                 last_good=last_good_of,

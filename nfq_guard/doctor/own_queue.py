@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: MIT
+"""Rules of others that hand packets to the guard's own queues, as those of a host without ours."""
+
+import re
+from collections.abc import Container, Iterable
+from dataclasses import replace
+from typing import Final
+
+from nfq_guard.doctor.rule_model import FAMILIES, Act, Rule, Table
+
+# As `iptables_rules` and `nft_rules` name the target: one queue, or the first and the last.
+_QUEUES: Final = re.compile(r"queue (\d+)(?:[-:](\d+))?")
+
+
+def adopt(tables: Iterable[Table], queues: Container[int]) -> list[str]:
+    """Take the rules that lead to these queues for ours, in place; returns each with its place."""
+    found: dict[str, set[int]] = {}
+    for table in tables:
+        for name, rules in () if table.own else table.chains.items():
+            for place, rule in enumerate(rules):
+                if not rule.own and _leads_to(rule, queues):
+                    rules[place] = replace(rule, own=True)
+                    where = f"`{rule.text}` ({table.filter} table {table.name}, chain {name}"
+                    found.setdefault(where, set()).add(table.family)
+    return [
+        f"{where}, {' and '.join(FAMILIES[one] for one in sorted(families))})"
+        for where, families in found.items()
+    ]
+
+
+def _leads_to(rule: Rule, queues: Container[int]) -> bool:
+    match = _QUEUES.fullmatch(rule.target) if rule.act is Act.ELSEWHERE else None
+    return match is not None and all(int(one) in queues for one in match.groups() if one)

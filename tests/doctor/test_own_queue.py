@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: MIT
+"""Rules of others that lead to the guard's own queue do what rules of ours do."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nfq_guard.cli import main
+from nfq_guard.doctor import foreign, own_queue, path
+from nfq_guard.doctor.check import Status
+from nfq_guard.doctor.nft_rules import Ruleset
+from nfq_guard.doctor.ours import ours
+from nfq_guard.doctor.rule_model import Table
+from nfq_guard.firewall import Backend
+from nfq_guard.lab.netns import Namespace
+from tests.support.listings import STATE, fate_of, nft, tables_of
+
+MANGLE = "*mangle\n:PREROUTING ACCEPT [0:0]\n:USERS - [0:0]\n"
+INVALID = "-m conntrack --ctstate INVALID"
+QUEUE = f"-A PREROUTING {INVALID} -j NFQUEUE --queue-num 7 --queue-bypass\n"
+DROP = f"-A PREROUTING {INVALID} -j DROP\n"
+
+
+def adopted(tables: list[Table], queues: range = range(7, 8)) -> list[str]:
+    return own_queue.adopt(tables, queues)
+
+
+def test_it_is_no_rule_that_takes_packets_from_the_guard() -> None:
+    tables = tables_of(MANGLE + QUEUE)
+    assert adopted(tables) == [
+        f"`{INVALID} -j NFQUEUE --queue-num 7 --queue-bypass` (legacy table mangle, chain "
+        "PREROUTING, IPv4)"
+    ]
+    mets = list(path.walk(tables, 4))
+    assert list(foreign.checks(mets)) == []
+    check = fate_of(mets, "prerouting")
+    assert (check.status, check.what.endswith(" is accepted")) == (Status.OK, True)
+
+
+@pytest.mark.parametrize(
+    ("rules", "order"),
+    [(DROP + QUEUE, path.Order.BEFORE), (QUEUE + DROP, path.Order.SHADOWED)],
+)
+def test_other_rules_are_before_or_behind_it(rules: str, order: path.Order) -> None:
+    tables = tables_of(MANGLE + rules)
+    adopted(tables)
+    (met,) = path.walk(tables, 4)
+    assert met.order is order
+
+
+def test_a_rule_in_a_chain_of_others() -> None:
+    user = f"-A PREROUTING -j USERS\n-A USERS {INVALID} -j NFQUEUE --queue-num 7\n"
+    tables = tables_of(MANGLE + user)
+    (found,) = adopted(tables)
+    assert "chain USERS" in found
+    assert fate_of(list(path.walk(tables, 4)), "prerouting").status is Status.OK
+
+
+@pytest.mark.parametrize(
+    ("target", "queues", "ours"),
+    [
+        ("NFQUEUE --queue-num 7", range(7, 8), True),
+        ("NFQUEUE --queue-num 7", range(6, 9), True),
+        ("NFQUEUE --queue-num 8", range(7, 8), False),
+        ("NFQUEUE", range(1), True),
+        ("NFQUEUE --queue-balance 4:7", range(4, 8), True),
+        ("NFQUEUE --queue-balance 4:7", range(7, 8), False),
+        ("TPROXY --on-port 7", range(7, 8), False),
+    ],
+)
+def test_queues_of_iptables(target: str, queues: range, *, ours: bool) -> None:
+    tables = tables_of(f"{MANGLE}-A PREROUTING {INVALID} -j {target}\n")
+    assert bool(adopted(tables, queues)) is ours
+
+
+@pytest.mark.parametrize(
+    ("number", "ours"),
+    [(7, True), (8, False), ({"range": [6, 8]}, False), ({"range": [7, 7]}, True)],
+)
+def test_queues_of_nft(number: object, *, ours: bool) -> None:
+    statements: list[Any] = [STATE, {"queue": {"num": number, "flags": ["bypass"]}}]
+    assert bool(adopted(Ruleset(nft(statements)).tables(frozenset()))) is ours
+
+
+@pytest.mark.parametrize(
+    ("places", "others", "by_others", "status", "says"),
+    [
+        ([], ["`one`"], True, Status.OK, "by `one`, not by rules of ours"),
+        ([], ["`one`", "`two`"], False, Status.NOTE, "by `one` and 1 more"),
+        ([], [], True, Status.NOTE, 'the setting `rules` = "none" leaves to others'),
+        ([], [], False, Status.NOTE, "our rules are not installed here"),
+        (["nft"], ["`one`"], False, Status.WARNING, "may be judged twice"),
+    ],
+)
+def test_who_installs_the_rules(
+    places: list[str], others: list[str], status: Status, says: str, *, by_others: bool
+) -> None:
+    check = ours(places, [], others=others, by_others=by_others)
+    assert (check.status, says in check.what) == (status, True)
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("backend", list(Backend))
+def test_on_a_host(
+    namespace: Callable[[str], Namespace],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    backend: Backend,
+) -> None:
+    """`doctor`, and `check --host`, of a host whose own rules hand packets to the guard."""
+    host = namespace("own")
+    for program in (f"iptables-{backend}", f"ip6tables-{backend}"):
+        words = (program, "-t", "mangle", "-A", "PREROUTING", *INVALID.split())
+        host.run(*words, "-j", "NFQUEUE", "--queue-num", "7", "--queue-bypass")
+    config = tmp_path / "c.toml"
+    config.write_text('[daemon]\nqueue = 7\nrules = "none"\n')
+    with host.entered():
+        main(["doctor", "--format", "json", "--config", str(config)])
+        doctor = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        main(["check", "--host", str(config), "--format", "json"])
+        checked = json.loads(capsys.readouterr().out)["host"]
+    (found,) = (check for check in doctor if check["id"] == "rules.ours")
+    assert (found["status"], f"({backend} table mangle" in found["what"]) == ("ok", True)
+    for checks in (doctor, checked):
+        named = [one for one in checks if one["id"].startswith(("foreign", "fate"))]
+        assert len(named) > 5
+        assert {one["status"] for one in named} == {"ok"}
