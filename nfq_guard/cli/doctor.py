@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(config: Path, settings: Settings) -> Plan:
-    rules = host_rules.read()
+    rules = host_rules.read(queues=settings.queue_numbers)
     if rules.problems:
         raise PrivilegeError(f"a plan needs all rules of this host: {rules.problems[0]}")
     sandbox = unit.sandbox_of(config, System())

@@ -122,6 +122,8 @@ def test_on_a_host(
         doctor = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         main(["check", "--host", str(config), "--format", "json"])
         checked = json.loads(capsys.readouterr().out)["host"]
+        assert main(["doctor", "--plan", "--config", str(config)]) == 0
+    assert "NFQUEUE" not in capsys.readouterr().out, "a plan leaves the rule"
     (found,) = (check for check in doctor if check["id"] == "rules.ours")
     assert (found["status"], f"({backend} table mangle" in found["what"]) == ("ok", True)
     for checks in (doctor, checked):
