@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from nfq_guard.doctor import collect, host_rules, iptables_rules, nft_rules, owners
+from nfq_guard.doctor import collect, host_rules, iptables_rules, nft_rules, own_queue, owners
 from nfq_guard.doctor.check import Check, ok, warning
 from nfq_guard.doctor.follow import Finding, Follower
-from nfq_guard.doctor.intervals import addresses, ports
+from nfq_guard.doctor.header_words import addresses, ports, split
 from nfq_guard.doctor.one_sided import one_sided
 from nfq_guard.doctor.rule_model import ENDS, Act, Table, Truth, runs_before_conntrack
 from nfq_guard.errors import NfqGuardError, PrivilegeError
@@ -56,11 +56,6 @@ _FIELDS: Final = {
     "dport": Field.DPORT,
 }
 _DEVICES: Final = frozenset({"-i", "-o", "iif", "iifname", "oif", "oifname"})
-_IPTABLES: Final = re.compile(r"(?P<not>! )?(?P<name>-\S+) (?P<value>\S+)$")
-_NFT: Final = re.compile(
-    r"(?:ip6?|tcp|sctp|th)? ?(?P<name>[sd]addr|[sd]port|[io]if(?:name)?) "
-    r"(?P<not>!= )?(?P<value>\{ .* \}|\S+)$"
-)
 # SYN must be set and ACK is not asked for: the SYNs in front of SYNPROXY.
 _OPENING: Final = re.compile(
     r"--tcp-flags \S+ (?!\S*ACK)(?:\w+,)*SYN(?:,\w+)*$|tcp flags syn$"
@@ -185,7 +180,7 @@ def _raw_rule(
     zone = 0
     if rule.tracking is not None:
         act, zone = RawAct.TRACKING, rule.tracking.zone
-    elif rule.act is Act.ELSEWHERE and rule.target in {f"queue {number}" for number in queues}:
+    elif own_queue.leads_to(rule, queues):
         act = RawAct.QUEUE
     elif rule.act in ENDS:
         act = RawAct.END
@@ -227,20 +222,18 @@ def _raw_rule(
 
 def _condition(word: str) -> Span | tuple[str, bool] | None:
     """A condition on the header or the interface; None for any other."""
-    match = _IPTABLES.match(word) or _NFT.match(word)
-    if match is None:
+    parted = split(word)
+    if parted is None or parted.more:
         return None
-    name, value, negated = match["name"], match["value"], match["not"] is not None
-    if name in _DEVICES:
-        device = value.strip('"')
-        plain = not set(device) & set("{}@,*") or device.endswith("*")
-        return (device.replace("*", "+"), negated) if plain else None
-    field = _FIELDS.get(name)
+    if parted.name in _DEVICES:
+        device = parted.parts[0].strip('"')
+        plain = len(parted.parts) == 1 and "@" not in device and "*" not in device[:-1]
+        return (device.replace("*", "+"), parted.negated) if plain else None
+    field = _FIELDS.get(parted.name)
     if field is None:
         return None
     try:
-        parts = value.strip("{ }").replace(" ", "").split(",")
-        return Span(field, tuple(_interval(field, part) for part in parts), negated)
+        return Span(field, tuple(_interval(field, part) for part in parted.parts), parted.negated)
     except (ValueError, OverflowError):
         return None
 

@@ -11,7 +11,7 @@ from enum import Enum, auto
 from functools import lru_cache
 from typing import Final, NamedTuple, final
 
-from nfq_guard.doctor.intervals import addresses, ports
+from nfq_guard.doctor.header_words import addresses, ports, split
 
 Words = frozenset[str]
 """Conditions of a rule, as in `Condition.on`."""
@@ -22,11 +22,6 @@ _OTHER: Final[Words] = frozenset({"other conditions"})
 _EPHEMERAL: Final = 32768
 """The first port from which a host opens connections, by default."""
 _INTERFACE: Final = re.compile(r"(! )?-[io] \S+|[io]if(name)?( \. [io]if(name)?)* (?!\. ).+")
-_IPTABLES: Final = re.compile(r"(?P<not>! )?(?P<name>--?[a-z-]+) (?P<value>\S+)(?: \S+)?$")
-_NFT: Final = re.compile(
-    r"(?P<name>(?:(?:ip6?|tcp|th) )?(?:[sd]addr|[sd]port)|[io]if(?:name)?) "
-    r"(?P<not>!= )?(?P<value>\{ .* \}|\S+)$"
-)
 _OPENING: Final = re.compile(
     r"--tcp-flags FIN,SYN,RST,ACK SYN|--syn"
     r"|\(?tcp flags & \(?fin[ ,|]+syn[ ,|]+rst[ ,|]+ack\)?\)? == syn"
@@ -216,23 +211,21 @@ def _term(word: str) -> _Term | None:
         word.replace("!= syn", "== syn")
     ):
         return _Term(_Field.FLAGS, negated=negated or "!= syn" in word)
-    match = _IPTABLES.fullmatch(word) or _NFT.fullmatch(word)
-    if match is None:
+    parted = split(word)
+    if parted is None:
         return _Term(_Field.IN, negated=True) if is_interface(word) else None
-    name, value, negated = match["name"].split()[-1], match["value"], match["not"] is not None
-    if name == "--match-set":
-        field = (
-            _Field.DESTINATION if word.rsplit(maxsplit=1)[-1].startswith("dst") else _Field.SOURCE
-        )
+    negated = parted.negated
+    if parted.name == "--match-set":
+        field = _Field.DESTINATION if parted.more.startswith("dst") else _Field.SOURCE
         return _Term(field, negated=negated)
-    field_of = _FIELDS.get(name)
+    field_of = _FIELDS.get(parted.name)
     if field_of is None:
         return None
-    parts = value.strip("{ }").replace(" ", "").split(",")
     if field_of in _INTERFACES:
-        return _Term(field_of, names=frozenset(part.strip('"') for part in parts), negated=negated)
+        names = frozenset(part.strip('"') for part in parted.parts)
+        return _Term(field_of, names=names, negated=negated)
     try:
-        values = tuple(_interval(field_of, part) for part in parts)
+        values = tuple(_interval(field_of, part) for part in parted.parts)
     except ValueError:
         return _Term(field_of, negated=negated)  # a named set
     return _Term(field_of, values, negated=negated)

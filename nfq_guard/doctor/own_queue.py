@@ -18,7 +18,7 @@ def adopt(tables: Iterable[Table], queues: Container[int]) -> list[str]:
     for table in tables:
         for name, rules in () if table.own else table.chains.items():
             for place, rule in enumerate(rules):
-                if not rule.own and _leads_to(rule, queues):
+                if not rule.own and leads_to(rule, queues):
                     rules[place] = replace(rule, own=True)
                     where = f"`{rule.text}` ({table.filter} table {table.name}, chain {name}"
                     found.setdefault(where, set()).add(table.family)
@@ -28,6 +28,7 @@ def adopt(tables: Iterable[Table], queues: Container[int]) -> list[str]:
     ]
 
 
-def _leads_to(rule: Rule, queues: Container[int]) -> bool:
+def leads_to(rule: Rule, queues: Container[int]) -> bool:
+    """Whether a rule leads to these queues alone."""
     match = _QUEUES.fullmatch(rule.target) if rule.act is Act.ELSEWHERE else None
     return match is not None and all(int(one) in queues for one in match.groups() if one)
