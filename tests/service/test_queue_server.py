@@ -90,6 +90,7 @@ class FakeQueue:
         self.answered = 0
         self.fail_open: list[bool] = []
         self.closed = False
+        self.collected_when_closed: bool | None = None
         self._end, self._other = socket.socketpair()
 
     def fileno(self) -> int:
@@ -118,6 +119,8 @@ class FakeQueue:
         self.fail_open.append(on)
 
     def close(self) -> None:
+        if not self.closed:
+            self.collected_when_closed = gc.isenabled()
         self.closed = True
         self._end.close()
         self._other.close()
@@ -212,6 +215,8 @@ def test_packets_are_answered_from_the_loop(make: Callable[..., Served]) -> None
     assert one.queue.answered == 20
     one.server.finish(lambda: False)
     assert one.queue.closed
+    # Packets of the time since the last look at the queue are lost.
+    assert one.queue.collected_when_closed is False
     assert gc.isenabled()
 
 

@@ -48,6 +48,9 @@ class BoundQueue(Protocol):
     def set_fail_open(self, *, on: bool) -> None:
         """Choose whether packets pass when the queue is full."""
 
+    def close(self) -> None:
+        """Unbind the queue, unless something else keeps it; may be called twice."""
+
 
 class FollowedEvidence(Protocol):
     """The part of `evidence.EvidenceFollower` that a server uses."""
@@ -260,15 +263,16 @@ class QueueServer:
             self._loop.turn(0 if packets else 0.001)
             over = hurried() or time.monotonic() >= deadline
             if not packets:
-                counters = self.worker.kernel_counters()
+                counters = self.worker.refresh()
                 if counters is None or counters.waiting == 0:
                     break
             elif over:
                 self._events.emit(StoppedUnderLoad(waited_s=_DRAIN_S))
+                self.worker.refresh()
             if over:
                 break
+        self.queue.close()  # at once: the kernel drops what is queued meanwhile
         self._garbage.end()
         self._evidence.end()
-        self.worker.refresh()
         self._opened.close()
         self.worker.close(time.monotonic())
