@@ -18,6 +18,8 @@ from benchmarks.text import number
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK
 
 RESULTS: Final = Path(__file__).parent / "results"
+# Results of some sections on machines of another kind, by date.
+_OTHER_MACHINES: Final = Path(__file__).parent / "other_machines"
 README: Final = REPO / "README.md"
 _SECTION: Final = re.compile(
     r"(?<=<!-- performance -->\n).*?(?=<!-- end of performance -->)", re.DOTALL
@@ -44,11 +46,12 @@ def section(record: dict[str, Any], folder: Path) -> str:
     results = from_json(record["rows"])
     later = "".join(f" ({name}: {of['when'][:10]})" for name, of in record.get("later", {}).items())
     lines = [
-        f"`make bench` of {machine['when'][:10]}{later} on {machine['cpus']} CPUs, Linux "
-        f"{machine['kernel']}, Python {machine['python']}; every figure is measured beside its "
-        f"rivals in the same run, and all figures are in [{folder.name}]"
-        f"({folder.relative_to(REPO)}/results.txt). Ratios carry over to other "
-        "machines, absolute times do not.",
+        f"`make bench` of {machine['when'][:10]}{later} on {machine['cpus']} CPUs "
+        f"({machine['cpu']}), Linux {machine['kernel']}, Python {machine['python']}; every figure "
+        f"is measured beside its rivals in the same run, and all figures are in [{folder.name}]"
+        f"({folder.relative_to(REPO)}/results.txt). Other machines have other ratios too: "
+        + "; ".join(map(_elsewhere, sorted(_OTHER_MACHINES.iterdir())))
+        + ".",
         "",
         "| target | limit | measured | |",
         "|---|---|---|---|",
@@ -62,6 +65,27 @@ def section(record: dict[str, Any], folder: Path) -> str:
         *_costs(results),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _elsewhere(folder: Path) -> str:
+    """The ratios to the C program on another machine, and the targets that it missed."""
+    record = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    results = from_json(record["rows"])
+    loads = (("saturated", path.SATURATED), ("at 10,000 pps", path.PACED))
+    ratios = [
+        f"{_cost(results, contenders.GUARD, load).partition('| ')[2]} times {name}"
+        for name, load in loads
+    ]
+    missed = [
+        f"{one['name']} ({number(one['measured'])} {one['unit']})"
+        for one in record["targets"]
+        if one["outcome"] == "missed"
+    ]
+    return (
+        f"on {record['machine']['cpu']} ([{folder.name}]({folder.relative_to(REPO)}/results.txt)) "
+        f"the guard takes the CPU of the C program {' and '.join(ratios)}, and misses "
+        f"{', '.join(missed) or 'no target'}"
+    )
 
 
 def _promise(one: targets.Target) -> str:

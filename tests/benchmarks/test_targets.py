@@ -60,7 +60,13 @@ def test_one_section_measured_later(tmp_path: Path) -> None:
     earlier = Results()
     earlier.add(path.SECTION, contenders.C, ACCEPTED, "us", 4.0)
     earlier.add(replaying.SECTION, RIVAL, replaying.RATE, "1/s", 1.0)
-    machine = {"when": "2026-01-02T03:04:05", "cpus": 2, "kernel": "6.1", "python": "3.11"}
+    machine = {
+        "when": "2026-01-02T03:04:05",
+        "cpu": "CPU",
+        "cpus": 2,
+        "kernel": "6.1",
+        "python": "3.11",
+    }
     known = {"machine": machine, "warnings": ["old"], "rows": earlier.as_json()}
     file = tmp_path / "results.json"
     file.write_text(json.dumps(known))
