@@ -26,7 +26,7 @@ mkdir -p "$share/doc/nfq-guard" "$units/nfq-guard@.service.d" "$sysusers" "$cata
 # With what README links to, so that its links work there too.
 (cd "$tree" && tar -c --exclude=deploy/debian README.md LICENSE CHANGELOG.md CONTRIBUTING.md \
     SECURITY.md docs deploy rules/policy/README.md systemd/README.md benchmarks/README.md \
-    benchmarks/results) | tar -x --no-same-owner -C "$share/doc/nfq-guard"
+    benchmarks/results benchmarks/other_machines) | tar -x --no-same-owner -C "$share/doc/nfq-guard"
 cp "$here/metrics.conf" "$here/pods.conf" "$share/doc/nfq-guard/"
 (cd "$tree/share" && tar -c man bash-completion fish) | tar -x --no-same-owner -C "$share"
 cp "$tree/share/zsh/site-functions/_nfq-guard" "$zsh/"
