@@ -30,6 +30,19 @@ def test_any_octets_decode_alike(octets: bytes, first: int | None) -> None:
     assert reference_decoder.difference(octets, decode(octets)) == ""
 
 
+def test_every_type_of_icmp_decodes_alike() -> None:
+    """Random packets meet some of them once in half a million."""
+    for kind in range(256):
+        message = bytes((kind, 0, 0xE4, 0xC9, 0xF7, 0x56, 0x99, 0xC0)) + bytes(40)
+        for head in (
+            b"\x45\0\0\x44" + bytes(4) + b"\x40\x01\0\0" + bytes(range(8)),
+            b"\x60\0\0\0\0\x30\x3a\x40" + bytes(range(32)),
+        ):
+            octets = head + message
+            assert isinstance(decode(octets), Packet)
+            assert reference_decoder.difference(octets, decode(octets)) == "", (kind, octets.hex())
+
+
 def test_a_difference_is_seen_in_every_field() -> None:
     """Each octet of the headers that is decoded makes the values differ."""
     head = bytes.fromhex("4500002c0000000040060000c0000201c6336402")

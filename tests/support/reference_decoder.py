@@ -178,7 +178,8 @@ def _icmp(rest: bytes, family: int, length: int) -> Values:
     if family == 4:
         error, identified = kind in {3, 4, 5, 11, 12}, kind in {0, 8, *range(13, 19)}
     else:
-        error, identified = kind < 128 or kind == 137, kind in {128, 129}
+        # Node information (RFC 4620) has other fields there, which conntrack takes for one.
+        error, identified = kind < 128 or kind == 137, kind in {128, 129, 139, 140}
     quoted = _quoted(rest[8:length], family, cut=length > len(rest)) if error else None
     return kind, code, identifier if identified else 0, checksum, error, quoted
 
