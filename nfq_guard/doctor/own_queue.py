@@ -2,11 +2,11 @@
 """Rules of others that hand packets to the guard's own queues, as those of a host without ours."""
 
 import re
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import replace
 from typing import Final
 
-from nfq_guard.doctor.rule_model import FAMILIES, Act, Rule, Table
+from nfq_guard.doctor.rule_model import FAMILIES, Act, Rule, Table, runs_before_conntrack
 
 # As `iptables_rules` and `nft_rules` name the target: one queue, or the first and the last.
 _QUEUES: Final = re.compile(r"queue (\d+)(?:[-:](\d+))?")
@@ -16,7 +16,7 @@ def adopt(tables: Iterable[Table], queues: Container[int]) -> list[str]:
     """Take the rules that lead to these queues for ours, in place; returns each with its place."""
     found: dict[str, set[int]] = {}
     for table in tables:
-        for name, rules in () if table.own else table.chains.items():
+        for name, rules in _tracked_chains(table):
             for place, rule in enumerate(rules):
                 if not rule.own and leads_to(rule, queues):
                     rules[place] = replace(rule, own=True)
@@ -26,6 +26,13 @@ def adopt(tables: Iterable[Table], queues: Container[int]) -> list[str]:
         f"{where}, {' and '.join(FAMILIES[one] for one in sorted(families))})"
         for where, families in found.items()
     ]
+
+
+def _tracked_chains(table: Table) -> Iterator[tuple[str, list[Rule]]]:
+    """The chains of others in which packets are tracked: before that, every packet is INVALID."""
+    before = {name for name, base in table.bases.items() if runs_before_conntrack(base)}
+    if not table.own and before != set(table.bases):
+        yield from ((name, rules) for name, rules in table.chains.items() if name not in before)
 
 
 def leads_to(rule: Rule, queues: Container[int]) -> bool:

@@ -59,6 +59,17 @@ def test_a_rule_in_a_chain_of_others() -> None:
     assert fate_of(list(path.walk(tables, 4)), "prerouting").status is Status.OK
 
 
+def test_a_rule_before_conntrack_is_no_place_of_ours() -> None:
+    """It would queue every packet; the rules behind it keep their order."""
+    raw = tables_of("*raw\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n" + QUEUE)
+    tables = raw + tables_of(MANGLE + DROP)
+    assert adopted(tables) == []
+    mets = list(path.walk(tables, 4))
+    assert [met.order for met in mets] == [path.Order.UNTRACKED, path.Order.BEFORE]
+    (check, *_) = foreign.checks(mets)
+    assert (check.status, "no packet is tracked" in check.what) == (Status.PROBLEM, True)
+
+
 @pytest.mark.parametrize(
     ("target", "queues", "ours"),
     [
