@@ -26,7 +26,7 @@ class HostRules:
         tables: All of them, as `follow` needs them.
         bridged: Those of the bridge family, for packets that the host bridges.
         handed_over: Whether the bridge hands these packets over to the guard.
-        to_us: Rules of others that lead to the guard's queues, each with its place.
+        to_us: Rules of others that lead to the guard's queues.
         problems: Sources that could not be read.
     """
 
@@ -35,7 +35,7 @@ class HostRules:
     tables: list[Table] = field(default_factory=list)
     bridged: list[Table] = field(default_factory=list)
     handed_over: bool = False
-    to_us: list[str] = field(default_factory=list)
+    to_us: own_queue.ToUs = own_queue.NONE
     problems: list[str] = field(default_factory=list)
 
     def path(self) -> list[Met]:
@@ -79,7 +79,7 @@ def read(copy: LegacyCopy | None = None, queues: Container[int] = ()) -> HostRul
         rules.problems.append(str(error))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         rules.problems.append(f"nft list ruleset: {error}")
-    rules.to_us += own_queue.adopt(rules.tables, queues)
+    rules.to_us = own_queue.adopt(rules.tables, queues)
     return rules
 
 

@@ -4,6 +4,7 @@
 from collections.abc import Iterator, Sequence
 
 from nfq_guard.doctor.check import Check, note, ok, problem, warning
+from nfq_guard.doctor.own_queue import NONE, ToUs
 from nfq_guard.firewall import Difference, Kind
 from nfq_guard.names import counted
 
@@ -25,7 +26,7 @@ def ours(
     differences: Sequence[Difference],
     *,
     complete: bool = True,
-    others: Sequence[str] = (),
+    others: ToUs = NONE,
     by_others: bool = False,
 ) -> Check:
     """The state of our rules.
@@ -34,7 +35,7 @@ def ours(
         places: The packet filters that hold rules of ours: `legacy`, `nft`, `nftables`.
         differences: Differences from the configuration, in the chosen packet filter.
         complete: Whether all packet filters could be read.
-        others: Rules of others that lead to our queue, each with its place.
+        others: Rules of others that lead to our queue.
         by_others: Whether our rules are left to others (`rules = "none"`).
     """
     if not places and not complete:
@@ -48,7 +49,7 @@ def ours(
             "run `nfq-guard rules install`, which keeps one backend's; `nft delete table inet "
             "nfq_guard` removes the native table",
         )
-    if others:
+    if others.places:
         return warning(
             "rules.ours",
             f"our rules are in {places[0]}, and our queue gets packets by {_such(others)} too: a "
@@ -66,11 +67,18 @@ def ours(
     return warning("rules.ours", what, todo)
 
 
-def _none(others: Sequence[str], *, by_others: bool) -> Check:
+def _none(others: ToUs, *, by_others: bool) -> Check:
     """The state of a host without our rules."""
-    if others and by_others:
+    if others.places and not others.in_prerouting:
+        return warning(
+            "rules.ours",
+            f"our queue gets packets by {_such(others)}, and none in PREROUTING: packets of other "
+            "hosts that take another hook are not judged",
+            "move the rule to table mangle, chain PREROUTING",
+        )
+    if others.places and by_others:
         return ok("rules.ours", f"our queue gets packets by {_such(others)}, not by rules of ours")
-    if others:
+    if others.places:
         return note(
             "rules.ours",
             f"our rules are not installed here; our queue gets packets by {_such(others)}",
@@ -91,9 +99,9 @@ def _none(others: Sequence[str], *, by_others: bool) -> Check:
     )
 
 
-def _such(others: Sequence[str]) -> str:
-    more = len(others) - 1
-    return f"{others[0]} and {more} more" if more else others[0]
+def _such(others: ToUs) -> str:
+    first, more = others.places[0], len(others.places) - 1
+    return f"{first} and {more} more" if more else first
 
 
 def remarks(found: Sequence[Difference]) -> Iterator[Check]:

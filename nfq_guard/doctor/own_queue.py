@@ -4,7 +4,7 @@
 import re
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import replace
-from typing import Final
+from typing import Final, NamedTuple, final
 
 from nfq_guard.doctor.rule_model import FAMILIES, Act, Rule, Table, runs_before_conntrack
 
@@ -12,9 +12,26 @@ from nfq_guard.doctor.rule_model import FAMILIES, Act, Rule, Table, runs_before_
 _QUEUES: Final = re.compile(r"queue (\d+)(?:[-:](\d+))?")
 
 
-def adopt(tables: Iterable[Table], queues: Container[int]) -> list[str]:
-    """Take the rules that lead to these queues for ours, in place; returns each with its place."""
+@final
+class ToUs(NamedTuple):
+    """Rules of others that lead to our queues.
+
+    Attributes:
+        places: Each rule with its place.
+        in_prerouting: Whether one may be in PREROUTING, which all packets of other hosts pass.
+    """
+
+    places: tuple[str, ...] = ()
+    in_prerouting: bool = False
+
+
+NONE: Final = ToUs()
+
+
+def adopt(tables: Iterable[Table], queues: Container[int]) -> ToUs:
+    """Take the rules that lead to these queues for ours, in place."""
     found: dict[str, set[int]] = {}
+    hooks: set[str] = set()
     for table in tables:
         for name, rules in _tracked_chains(table):
             for place, rule in enumerate(rules):
@@ -22,10 +39,14 @@ def adopt(tables: Iterable[Table], queues: Container[int]) -> list[str]:
                     rules[place] = replace(rule, own=True)
                     where = f"`{rule.text}` ({table.filter} table {table.name}, chain {name}"
                     found.setdefault(where, set()).add(table.family)
-    return [
+                    # A chain that is not a base chain may be reached from any.
+                    base = table.bases.get(name)
+                    hooks |= {one.hook for one in ([base] if base else table.bases.values())}
+    places = (
         f"{where}, {' and '.join(FAMILIES[one] for one in sorted(families))})"
         for where, families in found.items()
-    ]
+    )
+    return ToUs(tuple(places), "prerouting" in hooks)
 
 
 def _tracked_chains(table: Table) -> Iterator[tuple[str, list[Rule]]]:

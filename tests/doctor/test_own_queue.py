@@ -25,7 +25,7 @@ DROP = f"-A PREROUTING {INVALID} -j DROP\n"
 
 
 def adopted(tables: list[Table], queues: range = range(7, 8)) -> list[str]:
-    return own_queue.adopt(tables, queues)
+    return list(own_queue.adopt(tables, queues).places)
 
 
 def test_it_is_no_rule_that_takes_packets_from_the_guard() -> None:
@@ -109,8 +109,19 @@ def test_queues_of_nft(number: object, *, ours: bool) -> None:
 def test_who_installs_the_rules(
     places: list[str], others: list[str], status: Status, says: str, *, by_others: bool
 ) -> None:
-    check = ours(places, [], others=others, by_others=by_others)
+    to_us = own_queue.ToUs(tuple(others), in_prerouting=True)
+    check = ours(places, [], others=to_us, by_others=by_others)
     assert (check.status, says in check.what) == (status, True)
+
+
+@pytest.mark.parametrize("chain", ["FORWARD", "INPUT"])
+def test_a_rule_that_misses_packets(chain: str) -> None:
+    text = "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n"
+    tables = tables_of(text + QUEUE.replace("PREROUTING", chain))
+    found = own_queue.adopt(tables, range(7, 8))
+    assert (len(found.places), found.in_prerouting) == (1, False)
+    check = ours([], [], others=found, by_others=True)
+    assert (check.status, "none in PREROUTING" in check.what) == (Status.WARNING, True)
 
 
 @pytest.mark.kernel
