@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Compares the installed rules with the required ones."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, final
+from typing import final
 
 from nfq_guard.firewall.render import TableRules
-from nfq_guard.firewall.saved import Saved, SavedTable, is_own, may_take_invalid, meaning
+from nfq_guard.firewall.saved import Saved, SavedTable, is_own, may_take_invalid, meaning, queue_of
 from nfq_guard.firewall.spec import Backend, Family, Place
-
-_QUEUES: Final = re.compile(r"-j NFQUEUE .*--queue-(?:num|balance) (\S+)")
 
 
 class Kind(StrEnum):
@@ -112,11 +109,12 @@ def remarks(
 
 def _takers(should: TableRules, table: SavedTable, place: str) -> Iterator[tuple[Kind, str]]:
     """Rules before our jump that end the chain for INVALID packets."""
+    ours = {queue_of(rule) for rule in should.rules} - {None}
     for number, rule in enumerate(table.of(place), start=1):
         if rule.target == should.chain:
             return
         taker = table.taker(rule) if may_take_invalid(rule.text) else None
-        if taker is not None and _queues(taker.text) & _queues(*should.rules):
+        if taker is not None and queue_of(taker.text) in ours:
             continue  # it leads to our queue, as our own rule does
         if taker is rule:
             detail = f"rule {number} `{rule.text}` ends the chain: what it matches is not judged"
@@ -127,11 +125,6 @@ def _takers(should: TableRules, table: SavedTable, place: str) -> Iterator[tuple
                 f"rule {number} leads to `{taker.text}` in chain {taker.chain}: what that matches "
                 "is not judged",
             )
-
-
-def _queues(*rules: str) -> set[str]:
-    """The queues to which rules lead, as they are listed: `7`, or `7:9`."""
-    return {match[1] for match in map(_QUEUES.search, rules) if match is not None}
 
 
 def _policy(table: SavedTable, place: str) -> Iterator[tuple[Kind, str]]:

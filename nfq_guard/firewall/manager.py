@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Installs, verifies and removes our rules in the packet filter of this namespace."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, final
@@ -14,7 +13,7 @@ from nfq_guard.firewall.native import NativeTable
 from nfq_guard.firewall.offload import OffloadTable
 from nfq_guard.firewall.render import TableRules, render, wanted
 from nfq_guard.firewall.rule_counters import RuleCounters
-from nfq_guard.firewall.saved import Saved, is_own
+from nfq_guard.firewall.saved import Saved, is_own, queue_of
 from nfq_guard.firewall.spec import (
     FALLBACK_CHAIN,
     Backend,
@@ -421,13 +420,9 @@ def _queues_of(tables: Xtables) -> list[int]:
         saved = tables.save()
     except NfqGuardError:
         return []  # without the privilege to read them, a change fails too
-    return [
-        int(number)
-        for table in saved.values()
-        for rule in table.rules
-        if is_own(rule.chain) and rule.target == "NFQUEUE"
-        for number in re.findall(r"(?<=--queue-num )\d+|(?<=--queue-balance )\d+", rule.text)
-    ]
+    ours = (rule for table in saved.values() for rule in table.rules if is_own(rule.chain))
+    leads = (queue_of(rule.text) for rule in ours if rule.target == "NFQUEUE")
+    return [int(queues.partition(":")[0]) for queues in leads if queues is not None]
 
 
 def _readable(tables: Xtables, should: tuple[TableRules, ...]) -> Saved:

@@ -14,6 +14,7 @@ _HIDDEN: Final = re.compile(r"# Table `(\w+)' is incompatible")
 # Targets after which the packet leaves the table. Others (MARK, TEE, LOG, ...) continue.
 _TERMINAL: Final = frozenset({"ACCEPT", "QUEUE", "NFQUEUE", "TPROXY", "SYNPROXY", "STOLEN"})
 _DROPPING: Final = frozenset({"DROP", "REJECT"})
+_QUEUES: Final = re.compile(r"(?<=--queue-num )\d+|(?<=--queue-balance )[\d:]+")
 # Matches on the conntrack entry, which an INVALID packet lacks.
 _NEEDS_ENTRY: Final = frozenset({"--ctstatus", "--ctorigsrc", "--ctorigdst", "--ctdir"})
 
@@ -113,6 +114,12 @@ Saved = dict[str, SavedTable]
 def is_own(chain: str) -> bool:
     """Whether a chain of this name is ours."""
     return chain == CHAIN or chain.startswith(f"{CHAIN}_")
+
+
+def queue_of(rule: str) -> str | None:
+    """The queue to which a rule leads: `7`, or `7:9` for several; None for none."""
+    match = _QUEUES.search(rule)
+    return None if match is None else match[0]
 
 
 def parse(text: str) -> Saved:

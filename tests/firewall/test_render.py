@@ -123,6 +123,8 @@ def test_saved_rules_are_read_whoever_wrote_them() -> None:
     ("rule", "kinds"),
     [
         ("-j ACCEPT", {Kind.TAKEN_BEFORE}),
+        ("-m conntrack --ctstate INVALID -j NFQUEUE --queue-num 0", set()),  # our queue
+        ("-m conntrack --ctstate INVALID -j NFQUEUE --queue-num 7", {Kind.TAKEN_BEFORE}),
         ("-p tcp -m socket -j DIVERT", {Kind.TAKEN_BEFORE}),
         ("-g MARKS", {Kind.TAKEN_BEFORE}),
         ("-j RETURN", {Kind.TAKEN_BEFORE}),
