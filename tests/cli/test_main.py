@@ -248,6 +248,13 @@ def test_an_interrupt_during_imports_is_silent() -> None:
     assert (done.returncode, done.stderr) == (130, b"")
 
 
+def run_python(code: str, *words: str) -> tuple[int, bytes, bytes]:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, check=False, env=ENVIRONMENT
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
 def test_an_interrupt_while_the_command_line_is_imported_is_silent() -> None:
     """`nfq_guard.entry` imports nothing else before."""
     code = (
@@ -259,10 +266,7 @@ def test_an_interrupt_while_the_command_line_is_imported_is_silent() -> None:
         "from nfq_guard.entry import main\n"
         "main()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "check"], capture_output=True, check=False, env=ENVIRONMENT
-    )
-    assert (done.returncode, done.stderr) == (130, b"")
+    assert run_python(code, "check") == (130, b"", b"")
 
 
 def test_only_the_daemon_loads_the_library_of_its_log() -> None:
@@ -273,10 +277,7 @@ def test_only_the_daemon_loads_the_library_of_its_log() -> None:
         "parser_of(COMMANDS.keys() - {DAEMON})\n"
         "print([name for name in ('structlog', 'asyncio', 'scapy') if name in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, check=False, env=ENVIRONMENT
-    )
-    assert (done.stdout, done.stderr) == (b"[]\n", b"")
+    assert run_python(code) == (0, b"[]\n", b"")
 
 
 def test_garbage_is_collected_once_all_is_loaded() -> None:
@@ -287,10 +288,7 @@ def test_garbage_is_collected_once_all_is_loaded() -> None:
         "from nfq_guard.entry import main\n"
         "main()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "check"], capture_output=True, check=False, env=ENVIRONMENT
-    )
-    assert (done.stdout, done.stderr) == (b"True\n", b"")
+    assert run_python(code, "check") == (0, b"True\n", b"")
 
 
 @pytest.mark.parametrize(
