@@ -2,7 +2,6 @@
 """`nfq-guard replay`: lists the INVALID packets of a capture, and the reasons."""
 
 import argparse
-import atexit
 import gc
 import sys
 from collections.abc import Callable, Sequence
@@ -119,8 +118,6 @@ def run(args: argparse.Namespace) -> int:
         # A replay creates millions of objects without reference cycles; the search costs 5 %.
         gc.disable()
         stack.callback(gc.enable)
-        # The search at the end of the interpreter would cost another 2 %.
-        atexit.register(gc.freeze)
         captures: list[Capture] = []
         for source, name in enumerate(args.captures):
             captures.append(Capture(name, source))

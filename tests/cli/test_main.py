@@ -291,6 +291,29 @@ def test_garbage_is_collected_once_all_is_loaded() -> None:
     assert run_python(code, "check") == (0, b"True\n", b"")
 
 
+@pytest.mark.parametrize("words", [["check"], ["check", "--help"], ["check", "--unknown"]])
+def test_a_command_ends_without_freeing_its_memory(words: list[str]) -> None:
+    """Which Python does after what `atexit` names; all that was printed is written before."""
+    code = (
+        "import atexit, sys\n"
+        "from nfq_guard.cli import check\n"
+        "check.run = lambda _args: print('x' * 100_000) or 3\n"
+        "atexit.register(print, 'freed', file=sys.stderr)\n"
+        "from nfq_guard.entry import main\n"
+        "main()"
+    )
+    status, printed, complaint = run_python(code, *words)
+    assert b"freed" not in complaint
+    if words == ["check"]:
+        assert (status, len(printed)) == (3, 100_001)
+    elif "--help" in words:
+        assert status == 0
+        assert printed.endswith(b"\n")
+    else:
+        assert status == 2
+        assert b"unrecognized arguments: --unknown" in complaint
+
+
 @pytest.mark.parametrize(
     "words",
     [
