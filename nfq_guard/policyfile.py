@@ -6,7 +6,6 @@ import re
 import stat
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Final, final
 
@@ -39,7 +38,7 @@ _BYTE_ORDER_MARK: Final = "\ufeff"
 ReadFile = Callable[[str | Path], bytes]
 """Reads a whole file of a configuration; raises ConfigError where that fails."""
 
-_PRESETS: Final = resources.files("nfq_guard.policy") / "presets"
+_PRESETS: Final = Path(__file__).parent / "policy" / "presets"
 
 
 def preset_names() -> tuple[str, ...]:

@@ -58,8 +58,11 @@ DAEMON: Final = "run"
 _OUTPUT_ERRORS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 
-def parser_of(commands: Iterable[str] = ()) -> Parser:
-    """The parser of the command line, with the arguments of these commands."""
+def parser_of(commands: Iterable[str] = (), *, alone: bool = False) -> Parser:
+    """The parser of the command line, with the arguments of these commands.
+
+    With `alone` it lacks the other commands, whose parsers take as long as all the rest of it.
+    """
     parser = Parser(
         prog="nfq-guard",
         description="Judge conntrack's INVALID packets by the kernel's own TCP window.",
@@ -69,6 +72,8 @@ def parser_of(commands: Iterable[str] = ()) -> Parser:
     add_color(parser)
     adding = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
+        if alone and name not in commands:
+            continue
         sub = adding.add_parser(
             name, help=summary, description=f"{summary[0].upper()}{summary[1:]}."
         )
@@ -112,7 +117,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(words: list[str], chosen: str | None) -> int:
     _open_standard_streams()
-    parser = parser_of([] if chosen is None else [chosen])
+    # The help, and an unknown command's error, name all commands.
+    parser = parser_of(
+        [] if chosen is None else [chosen], alone=chosen in COMMANDS and words[0] == chosen
+    )
     if not words:
         parser.print_help(sys.stderr)
         return EXIT_USAGE
@@ -132,7 +140,9 @@ def _main(words: list[str], chosen: str | None) -> int:
 
         choose_colour(args.color)
     module = _module(args.command)
-    gc.enable()  # all is loaded, see `entry`
+    # All is loaded, see `entry`, and is kept out of the search for garbage.
+    gc.freeze()
+    gc.enable()
     try:
         status = module.run(args)
         # A failure here is handled below; at interpreter exit it would only be printed.

@@ -9,7 +9,6 @@ import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -23,7 +22,7 @@ if TYPE_CHECKING:  # pages are not for the daemon, so jinja2 is not among what i
     from jinja2 import Environment
     from markupsafe import Markup
 
-_TEMPLATES: Final = resources.files("nfq_guard.report") / "templates"
+_TEMPLATES: Final = Path(__file__).parent / "templates"
 # What could end a script element or begin a comment in one.
 _SCRIPT_ESCAPES: Final = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 
