@@ -65,6 +65,7 @@ def test_random_flows(seed: int) -> None:
     assert {CT_NEW, CT_ESTABLISHED, CT_INVALID} <= set(tally.ctstates)
 
 
+@pytest.mark.compiled
 @pytest.mark.kernel
 @pytest.mark.long
 def test_random_flows_over_a_line() -> None:

@@ -109,15 +109,18 @@ def damaged(frames: Sequence[Frame], seed: int) -> list[Frame]:
     return numbered(kept)
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("mode", list(ChecksumMode))
 def test_mixed_traffic_has_the_same_outcome(mode: ChecksumMode) -> None:
     assert_alike(mixed(1), ReplaySettings(checksums=mode))
 
 
+@pytest.mark.compiled
 def test_damaged_traffic_has_the_same_outcome() -> None:
     assert_alike(damaged(mixed(2), 1), ReplaySettings())
 
 
+@pytest.mark.compiled
 def test_an_old_kernel_and_a_small_table_give_the_same_outcome() -> None:
     settings = ReplaySettings(kernel=KERNELS["5.10"], capacity=20)
     assert_alike(mixed(3, open_at_once=200), settings)
@@ -291,6 +294,7 @@ def test_odd_datagrams_go_the_general_way(name: str) -> None:
     assert_alike(datagrams(plain, odd, odd, plain), ReplaySettings())
 
 
+@pytest.mark.compiled
 def test_many_flows_are_forgotten_and_learnt_again() -> None:
     """More directions than the shortcut remembers, while the first flow continues."""
     first = datagram(1, 53, b"question")

@@ -127,7 +127,7 @@ def test_a_copy_too_large_to_be_read_again_leaves_the_last_one(file: Path, copy:
     before = copy.read_bytes()
     lines = ["include = ["]
     for number in range(4):
-        (file.parent / f"{number}.toml").write_text(MORE + "# x\n" * 250_000, encoding="utf-8")
+        (file.parent / f"{number}.toml").write_text(MORE + "#" + "x" * 1_000_000, encoding="utf-8")
         lines.append(f'"{number}.toml",')
     (file.parent / "more.toml").write_text("[policy]\n" + "\n".join([*lines, "]"]), "utf-8")
     loaded = load_policy_for(Settings(), file)
