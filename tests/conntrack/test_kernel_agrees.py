@@ -65,7 +65,6 @@ def test_random_flows(seed: int) -> None:
     assert {CT_NEW, CT_ESTABLISHED, CT_INVALID} <= set(tally.ctstates)
 
 
-@pytest.mark.compiled
 @pytest.mark.kernel
 @pytest.mark.long
 def test_random_flows_over_a_line() -> None:

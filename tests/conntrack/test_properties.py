@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Properties that hold for any segments."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -63,6 +64,7 @@ def run(steps: list[Step], kernel: KernelRules, sysctls: Sysctls) -> list[tuple[
     return found
 
 
+@pytest.mark.compiled
 @given(STEPS, KERNELS, SYSCTLS)
 def test_any_segments_are_judged_and_twice_alike(
     steps: list[Step], kernel: KernelRules, sysctls: Sysctls
@@ -70,6 +72,7 @@ def test_any_segments_are_judged_and_twice_alike(
     assert run(steps, kernel, sysctls) == run(steps, kernel, sysctls)
 
 
+@pytest.mark.compiled
 @given(STEPS, KERNELS, SYSCTLS)
 def test_every_number_stays_in_its_field(
     steps: list[Step], kernel: KernelRules, sysctls: Sysctls
@@ -91,6 +94,7 @@ def test_every_number_stays_in_its_field(
                 assert 0 <= number < SPACE
 
 
+@pytest.mark.compiled
 @given(NEAR_STEPS, st.integers(0, SPACE - 1), st.integers(0, SPACE - 1), KERNELS)
 def test_judgments_do_not_depend_on_where_the_numbers_begin(
     choices: list[tuple[int, ...]], shift_original: int, shift_reply: int, kernel: KernelRules

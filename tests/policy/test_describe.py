@@ -3,6 +3,7 @@
 
 import re
 
+import pytest
 from hypothesis import given
 
 from nfq_guard.policy.decision import Action
@@ -25,6 +26,7 @@ _COUNTED = {
 _ACTIONS = {words: action for action, words in ACTION_WORDS.items()}
 
 
+@pytest.mark.compiled
 @given(table=tables(with_rates=True))
 def test_sentences_parse_back(table: dict[str, object]) -> None:
     model = parse_policy(table, source="test")

@@ -17,6 +17,7 @@ from nfq_guard.policy.parse import parse_policy
 from tests.support.policies import Case, cases, tables
 
 
+@pytest.mark.compiled
 @given(table=tables(with_rates=True), packets=st.lists(cases(), min_size=1, max_size=10))
 def test_no_packet_matches_an_unreachable_rule(
     table: dict[str, object], packets: list[Case]

@@ -24,6 +24,7 @@ from nfq_guard.wire.packet import (
 from tests.support.policies import Case, Interpreter, cases, tables
 
 
+@pytest.mark.compiled
 @given(table=tables(), packets=st.lists(cases(), min_size=1, max_size=8))
 def test_compiled_and_interpreted_agree(table: dict[str, object], packets: list[Case]) -> None:
     model = parse_policy(table, source="test")
@@ -34,6 +35,7 @@ def test_compiled_and_interpreted_agree(table: dict[str, object], packets: list[
         assert (decision.action, decision.rule) == interpreter.decide(case, 0.0)
 
 
+@pytest.mark.compiled
 @given(
     table=tables(with_rates=True),
     packets=st.lists(cases(), min_size=1, max_size=3),

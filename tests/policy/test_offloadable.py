@@ -21,6 +21,7 @@ SEGMENT = Segment(1, 2, seq(1), seq(2), ACK, 100, 10, b"", 0)
 LAST_WORDS = {"default": "drop", "on_unknown": "drop", "i_know": "drops everything"}
 
 
+@pytest.mark.compiled
 @given(
     table=tables(with_rates=True),
     dropping=st.booleans(),

@@ -24,6 +24,7 @@ def _of_rule(**keys: object) -> list[str]:
     return _mistakes({"default": "allow", "rule": [{"action": "drop", **keys}]})
 
 
+@pytest.mark.compiled
 @given(table=tables(with_rates=True))
 def test_valid_tables_have_no_mistakes(table: dict[str, object]) -> None:
     assert read_policy(table, source="x").mistakes == ()

@@ -29,11 +29,13 @@ def _is_valid(table: object) -> bool:
     return not read_policy(table, source="x").mistakes
 
 
+@pytest.mark.compiled
 @given(table=tables(with_rates=True))
 def test_schema_accepts_what_the_parser_accepts(table: Table) -> None:
     assert VALIDATOR.is_valid(table)
 
 
+@pytest.mark.compiled
 @given(table=tables(with_rates=True), data=st.data())
 def test_parser_rejects_what_the_schema_rejects(table: Table, data: st.DataObject) -> None:
     """One value somewhere in the table is replaced by another."""

@@ -354,6 +354,7 @@ def test_a_frame_of_no_number(capsys: pytest.CaptureFixture[str]) -> None:
     assert "FRAME: expected a whole number from 1, found '0'" in capsys.readouterr().err
 
 
+@pytest.mark.compiled
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(
     changes=st.lists(

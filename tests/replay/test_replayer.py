@@ -233,6 +233,7 @@ def test_memory_stays_flat() -> None:
     assert max(kept[1:]) < 1.2 * kept[0]
 
 
+@pytest.mark.compiled
 @given(
     frames=st.lists(
         st.tuples(st.sampled_from(sorted(LINKS)), st.binary(max_size=120), st.integers(0, 2**63)),
@@ -251,6 +252,7 @@ def test_any_octets(frames: list[tuple[int, bytes, int]]) -> None:
     assert all((outcome.ctstate is None) == (outcome.absent != "") for outcome in outcomes)
 
 
+@pytest.mark.compiled
 @given(
     kernel=st.sampled_from([KERNEL_5_10, KERNEL_5_15, KERNEL_6_1]),
     changes=st.lists(
