@@ -89,14 +89,18 @@ fi
 PATH=$PATH:/usr/sbin:/sbin
 command -v iptables >/dev/null || command -v nft >/dev/null ||
     fail "neither iptables nor nft is there: apt-get install iptables"
-"$python" -c 'import ensurepip, venv' 2>/dev/null ||
+pip_wheel=$("$python" "$here/pip_wheel.py" 2>/dev/null) ||
     fail "PYTHON: $python makes no virtual environments: apt-get install python3-venv"
 
 say "installing into $home"
 rm -rf "$new"
-"$python" -m venv "$new"
+# The service needs no pip: that of the interpreter's wheel installs the rest, and goes again. `venv`
+# would take longer to install it than all else takes.
+"$python" -m venv --without-pip "$new"
+"$python" -m zipfile -e "$pip_wheel" "$new/pip"
 # By the hashes of what the registry has; netfilterqueue and nfq_guard were built on some host.
-install="$new/bin/python -m pip --disable-pip-version-check --quiet install --no-index --compile"
+install="env PYTHONPATH=$new/pip $new/bin/python -m pip --disable-pip-version-check --quiet install"
+install="$install --no-index --compile"
 said=$({ [ "${HASHES:-}" = no ] || $install --find-links "$wheels" --no-deps --require-hashes \
     --requirement "$tree/requirements.txt"; } 2>&1 &&
     $install --find-links "$wheels" 'nfq-guard[report]' 2>&1) || {
@@ -108,6 +112,7 @@ said=$({ [ "${HASHES:-}" = no ] || $install --find-links "$wheels" --no-deps --r
     esac
     fail "$wheels does not have all wheels for $("$python" -V) on $(uname -m); nothing is changed"
 }
+rm -rf "$new/pip"
 if [ -e /etc/nfq-guard/nfq-guard.toml ]; then
     "$new/bin/nfq-guard" check --quiet >/dev/null || {
         status=2

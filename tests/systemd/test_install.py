@@ -28,6 +28,13 @@ def test_links_of_the_installed_readme(guest: Guest) -> None:
         guest.sh(f"test -e {folder}/{link}")
 
 
+def test_the_environment_has_no_pip(guest: Guest) -> None:
+    """The service needs none, and what installed it is gone."""
+    home = "/usr/local/lib/nfq-guard"
+    assert guest.sh(f"find {home} -name 'pip*'") == ""
+    guest.sh(f"ls -d {home}/lib/*/*/nfq_guard")
+
+
 def test_man_pages_and_completion_are_found(guest: Guest) -> None:
     for page in ("8/nfq-guard.8", "5/nfq-guard.toml.5", "5/nfq-guard-policy.5"):
         guest.sh(f"test -s /usr/local/share/man/man{page}")
