@@ -24,9 +24,11 @@ _serial = itertools.count()
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _ip(*words: str) -> None:
+def _ip(*words: str, lines: str | None = None) -> None:
     try:
-        subprocess.run(["ip", *words], check=True, capture_output=True, text=True, process_group=0)
+        subprocess.run(
+            ["ip", *words], check=True, capture_output=True, text=True, input=lines, process_group=0
+        )
     except FileNotFoundError:
         raise UnavailableError("program ip (Debian package iproute2) is missing") from None
     except subprocess.CalledProcessError as error:
@@ -72,6 +74,10 @@ class Namespace:
     def ip(self, *words: str) -> None:
         """Run `ip -n NAME WORDS...`."""
         _ip("-n", self.name, *words)
+
+    def ip_batch(self, *lines: str) -> None:
+        """Run several commands of `ip -n NAME`, in one process, up to the first that fails."""
+        _ip("-n", self.name, "-batch", "-", lines="".join(f"{line}\n" for line in lines))
 
     def argv(self, words: Sequence[str]) -> list[str]:
         """The command that runs `words` inside."""
@@ -160,13 +166,18 @@ def veth(
         addresses: Pairs of an address for `left` and one for `right`, such as `10.0.0.1/24`. IPv6
             addresses skip duplicate address detection.
     """
-    left.ip("link", "add", left_name, "type", "veth", "peer", right_name, "netns", right.name)
-    for here, there in addresses:
-        extra = ("nodad",) if ":" in here else ()
-        left.ip("addr", "add", here, "dev", left_name, *extra)
-        right.ip("addr", "add", there, "dev", right_name, *extra)
-    left.ip("link", "set", left_name, "up")
-    right.ip("link", "set", right_name, "up")
+    here, there = [
+        [
+            *(f"addr add {one} dev {name} {'nodad' if ':' in one else ''}" for one in ends),
+            f"link set {name} up",
+        ]
+        for name, ends in (
+            (left_name, [one for one, _ in addresses]),
+            (right_name, [one for _, one in addresses]),
+        )
+    ]
+    left.ip_batch(f"link add {left_name} type veth peer {right_name} netns {right.name}", *here)
+    right.ip_batch(*there)
 
 
 def stale() -> list[str]:
