@@ -15,6 +15,8 @@ _HIDDEN: Final = re.compile(r"# Table `(\w+)' is incompatible")
 _TERMINAL: Final = frozenset({"ACCEPT", "QUEUE", "NFQUEUE", "TPROXY", "SYNPROXY", "STOLEN"})
 _DROPPING: Final = frozenset({"DROP", "REJECT"})
 _QUEUES: Final = re.compile(r"(?<=--queue-num )\d+|(?<=--queue-balance )[\d:]+")
+# Characters with a meaning of their own to shlex.
+_QUOTING: Final = frozenset("\"'\\")
 # Matches on the conntrack entry, which an INVALID packet lacks.
 _NEEDS_ENTRY: Final = frozenset({"--ctstatus", "--ctorigsrc", "--ctorigdst", "--ctdir"})
 
@@ -169,6 +171,8 @@ def may_take_invalid(rule: str) -> bool:
 
 def split(rule: str) -> list[str]:
     """The words of a rule, unquoted."""
+    if _QUOTING.isdisjoint(rule):
+        return rule.split()  # as most rules; shlex takes fifty times as long
     try:
         return shlex.split(rule)
     except ValueError:

@@ -68,11 +68,20 @@ class Runner(Protocol):
 
 @final
 class System:
-    """The programs of this machine."""
+    """The programs of this machine.
+
+    A program that was found is not searched again while it is there, and all get the environment of
+    the first: both take as long as some of the programs.
+    """
+
+    def __init__(self) -> None:
+        """Search nothing yet."""
+        self._found: dict[str, str] = {}
+        self._environment: dict[str, str] = {}
 
     def find(self, program: str) -> bool:
         """Whether PATH or an sbin directory contains it."""
-        return shutil.which(program, path=_search_path()) is not None
+        return self._path_of(program) is not None
 
     def run(self, argv: list[str], stdin: str) -> Result:
         """Run a program with untranslated messages.
@@ -80,7 +89,8 @@ class System:
         Raises:
             UnavailableError: It did not end in time.
         """
-        program = shutil.which(argv[0], path=_search_path()) or argv[0]
+        program = self._path_of(argv[0]) or argv[0]
+        environment = self._environment = self._environment or {**os.environ, "LC_ALL": "C"}
         try:
             done = subprocess.run(
                 [program, *argv[1:]],
@@ -90,7 +100,7 @@ class System:
                 errors="replace",
                 input=stdin,
                 timeout=_TIMEOUT_S,
-                env={**os.environ, "LC_ALL": "C"},
+                env=environment,
             )
         except subprocess.TimeoutExpired:
             raise UnavailableError(f"{argv[0]} did not end within {_TIMEOUT_S} s") from None
@@ -120,9 +130,14 @@ class System:
         """Hold the lock of this machine."""
         return lock.held()
 
-
-def _search_path() -> str:
-    return f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+    def _path_of(self, program: str) -> str | None:
+        found = self._found.get(program)
+        if found is None or not os.access(found, os.X_OK):
+            path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+            found = shutil.which(program, path=path)
+            if found is not None:
+                self._found[program] = found
+        return found
 
 
 @final
