@@ -17,7 +17,7 @@ GIVE_BACK = status=$$?; ./bootstrap.sh give-back; exit $$status
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gate without-wheels with-wheels lint types imports unit tests-pure tests-kernel coverage wheels compiled sbom bpf faults faults-short fuzz fuzz-inputs fuzz-decode damage fuzz-kernel fuzz-evidence fuzz-rules kernels kernels-short bench bench-quick bench-replay reference docs fleet container-test manifests manifests-check instructions unpack \
+.PHONY: help demo test gate without-wheels with-wheels of-wheels lint types imports unit no-coverage tests-pure tests-kernel coverage wheels compiled sbom bpf faults faults-short fuzz fuzz-inputs fuzz-decode damage fuzz-kernel fuzz-evidence fuzz-rules kernels kernels-short bench bench-quick bench-replay reference docs fleet container-test manifests manifests-check instructions unpack \
 	install uninstall clean
 
 help: ## show this list
@@ -31,18 +31,22 @@ test: ## install missing dependencies and run the whole gate
 	@PYTHON=$(PYTHON) ./bootstrap.sh test
 	@$(MAKE) --no-print-directory gate; $(GIVE_BACK)
 
-# One CPU is busy with the wheels for most of two minutes; what needs no wheel is done beside it. The
-# tests with the kernel wait much of their time; what only computes is done beside them.
+# The tests with the kernel wait some of their time, and need the wheels, which keep one CPU busy at
+# first. What only computes fills the gaps, at a lower priority.
 gate:
-	@$(MAKE) --no-print-directory --jobs 2 without-wheels wheels
-	@$(MAKE) --no-print-directory --jobs 2 with-wheels tests-kernel
+	@$(MAKE) --no-print-directory no-coverage
+	@$(MAKE) --no-print-directory --jobs 2 without-wheels with-wheels
 	@$(MAKE) --no-print-directory coverage
 
 without-wheels: lint types imports
-	@$(MAKE) --no-print-directory tests-pure
+	@nice -n 4 $(MAKE) --no-print-directory tests-pure
 
-with-wheels: compiled
-	@$(MAKE) --no-print-directory instructions
+with-wheels: wheels
+	@$(MAKE) --no-print-directory --jobs 2 tests-kernel of-wheels
+
+of-wheels:
+	@nice -n 4 $(MAKE) --no-print-directory compiled
+	@nice -n 4 $(MAKE) --no-print-directory instructions
 
 lint:
 	$(BIN)/ruff format --check .
@@ -55,24 +59,30 @@ imports:
 	$(BIN)/lint-imports --no-cache
 
 # The tests without the kernel, then those with it, then the floors of coverage over both.
-unit: tests-pure tests-kernel coverage
+unit:
+	@$(MAKE) --no-print-directory no-coverage tests-pure tests-kernel coverage
 
-# Where daemons that tests start leave their data, as root.
+# Where the stages, and daemons that tests start as root, leave their data.
+MEASURED = build/coverage
 CHILDREN = /run/nfq-guard/coverage
 
+no-coverage:
+	rm -rf $(MEASURED) $(CHILDREN)
+	mkdir -p $(MEASURED)
+
 tests-pure:
-	$(BIN)/coverage erase
-	rm -rf $(CHILDREN)
-	$(BIN)/pytest -n 2 -m 'not kernel and not compiled' --cov --cov-report=
+	COVERAGE_FILE=$(MEASURED)/.coverage.pure $(BIN)/pytest -n 2 -m 'not kernel and not compiled' \
+		--cov --cov-report=
 
 # Reading all test files takes longer than reading those that may have some of these.
 tests-kernel:
-	$(BIN)/pytest $$(grep -rlw --include='test_*.py' kernel tests) -n $(JOBS) \
-		--dist loadgroup -m 'kernel and not compiled' --cov --cov-append --cov-report=
+	COVERAGE_FILE=$(MEASURED)/.coverage.kernel $(BIN)/pytest \
+		$$(grep -rlw --include='test_*.py' kernel tests) -n $(JOBS) \
+		--dist loadgroup -m 'kernel and not compiled' --cov --cov-report=
 
 # What has no floor is measured, and shown, with MEASURE=all only.
 coverage:
-	@[ ! -d $(CHILDREN) ] || $(BIN)/coverage combine --append --quiet $(CHILDREN)
+	@$(BIN)/coverage combine --quiet $(MEASURED) $$(ls -d $(CHILDREN) 2>/dev/null)
 	@[ "$$MEASURE" != all ] || $(BIN)/coverage report --skip-covered --skip-empty
 	$(BIN)/coverage report --include="$$($(BIN)/python -m tests.support.modules core)" \
 		--show-missing --skip-covered --skip-empty --fail-under=100

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -223,8 +224,10 @@ def test_prepare_while_the_daemon_runs(live: LiveConntrack, tmp_path: Path) -> N
 
 def messages_dropped(process: GuardProcess) -> int:
     """Messages for which a process's netlink sockets had no room, as the kernel counts them."""
-    files = Path(f"/proc/{process.process.pid}/fd").iterdir()
-    inodes = {str(file.stat().st_ino) for file in files}
+    inodes = set()
+    for file in Path(f"/proc/{process.process.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # a thread has closed it: SIGSTOP takes a moment
+            inodes.add(str(file.stat().st_ino))
     header, *lines = Path("/proc/thread-self/net/netlink").read_text(encoding="ascii").splitlines()
     rows = [dict(zip(header.split(), line.split(), strict=True)) for line in lines]
     return sum(int(row["Drops"]) for row in rows if row["Inode"] in inodes)
