@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"the user that the daemon runs as (default: {pins.USER})",
     )
     parser.add_argument(
-        "--rules", action="store_true", help="first install the rules, or with --remove remove them"
+        "--rules",
+        action="store_true",
+        help='first install the rules, or remove them with --remove or with `rules` = "none"',
     )
     add_result(parser, "with --remove --rules")
     parser.add_argument("--remove", action="store_true", help="remove what this command made")
@@ -47,8 +49,12 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_OK
     settings = load_settings(args.config, args.last_good)
     if args.rules:
+        firewall = firewall_of(settings)
         try:
-            firewall_of(settings).install()
+            if settings.rules == "none":
+                firewall.remove()  # of an earlier configuration, if a restart has kept them
+            else:
+                firewall.install()
         except NfqGuardError as error:
             complain(error)
     for problem in proc_files.share(pins.account(args.user).pw_gid):

@@ -73,10 +73,17 @@ def run(args: argparse.Namespace) -> int:
         return _remove(args)
     if args.after is not None or args.unit is not None:
         raise UsageError("--after and --unit are for remove")
-    firewall = firewall_of(_settings(args))
+    settings = _settings(args)
+    firewall = firewall_of(settings)
     as_json = args.format == "json"
     if args.action == "show":
         sys.stdout.write(_show_json(firewall) if as_json else firewall.show())
+        return EXIT_OK
+    if args.action == "verify" and settings.rules == "none":
+        if not (args.quiet or as_json):
+            sys.stdout.write(
+                'nothing to verify: the setting `rules` = "none" leaves it to others\n'
+            )
         return EXIT_OK
     if args.action == "verify":
         differences = firewall.verify()

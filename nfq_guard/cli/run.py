@@ -43,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rules.add_argument(
         "--keep-rules",
         action="store_true",
-        help="as --no-rules, but restore the rules when they are changed; exit if that fails",
+        help="as --no-rules, but restore the rules when they are changed, and exit if that fails, "
+        'unless the setting `rules` is "none"',
     )
 
 
@@ -83,7 +84,7 @@ def _overridden(settings: Settings, args: argparse.Namespace) -> Settings:
         changes["mode"] = Mode(args.mode)
     if args.no_rules:
         changes["rules"] = "none"
-    if args.keep_rules:
+    if args.keep_rules and settings.rules != "none":
         changes["rules"] = "keep"
     if args.queue is not None:
         changes["queue"] = args.queue

@@ -102,7 +102,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         metrics_file: File for the textfile collector of node_exporter; empty for none.
         rules: Whether the daemon installs and removes its rules in the packet filter (`install`);
             or another program does, and the daemon restores rules that were changed meanwhile
-            (`keep`) or not (`none`).
+            (`keep`) or not (`none`). In the service root installs and removes them, unless it is
+            `none`.
         backend: The packet filter of the rules: iptables of the variant `legacy` or `nft`, or a
             native table of `nftables`; `auto` chooses by the existing rules.
         families: Address families for which the rules are installed.

@@ -188,13 +188,20 @@ class GuardProcess:
         self.process.wait(timeout=limit(30))
         return self._stderr.read_text(encoding="utf-8")
 
-    def stop(self, number: int = signal.SIGTERM) -> int:
+    def stop(self, number: int = signal.SIGTERM, *, is_quiet: bool = True) -> int:
         """Send a signal and wait; returns the exit status.
+
+        Args:
+            number: The signal.
+            is_quiet: Whether no packet comes on its own; False where TCP sends again what was
+                dropped.
 
         Raises:
             AssertionError: It ended in order, and has lost count of a packet.
         """
         kernel = self._numbered() if number == signal.SIGTERM else None
+        if kernel is not None and not is_quiet:
+            kernel = kernel._replace(is_exact=False)
         self.process.send_signal(number)
         status = self.process.wait(timeout=limit(30))
         if kernel is not None and status == 0:

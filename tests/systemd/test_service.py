@@ -623,6 +623,37 @@ def test_rules_of_legacy_iptables_before_conntrack(guest: Guest) -> None:
         guest.sh(f"systemctl stop nfq-guard; {raw} -F PREROUTING")
 
 
+def test_a_rule_of_the_host_leads_to_our_queue(guest: Guest) -> None:
+    """As where a firewall of the host's own installs it, with `rules = "none"`."""
+    chains = {"PREROUTING": ("ok", "PREROUTING"), "FORWARD": ("warning", "none in PREROUTING")}
+    match = "-m conntrack --ctstate INVALID -j NFQUEUE --queue-num 0 --queue-bypass"
+    guest.configure('rules = "none"')
+    guest.sh("systemctl restart nfq-guard")
+    assert rules(guest) == 0, "those of the earlier configuration are removed"
+    assert "leaves it to others" in guest.sh("nfq-guard rules verify")
+
+    def state() -> str:
+        return str(json.loads(guest.sh("nfq-guard status --format json"))["rules"]["state"])
+
+    guest.until(lambda: state() == "not ours", "the daemon does not hold them for its own")
+    for chain, (status, says) in chains.items():
+        both = f"for program in iptables ip6tables; do $program -t mangle %s {chain} {match}; done"
+        guest.sh(both % "-A")
+        try:
+            lines = guest.sh("nfq-guard doctor --format json", check=False).splitlines()
+        finally:
+            guest.sh(both % "-D")
+        checks = {one["id"]: one for one in map(json.loads, lines) if "id" in one}
+        check = checks["rules.ours"]
+        assert (check["status"], says in check["what"]) == (status, True), check
+    guest.sh("kill -9 $(systemctl show --value -p MainPID nfq-guard)")
+    guest.until(lambda: guest.show("ActiveState") == "active", "it is restarted")
+    assert rules(guest) == 0
+    guest.configure("")
+    guest.sh("systemctl restart nfq-guard")
+    assert rules(guest) == RULES
+
+
 def test_rules_stay_over_a_restart(guest: Guest) -> None:
     """In fail modes closed and kernel-drop, packets that the policy drops would pass meanwhile."""
     guest.configure('mode = "enforce"\nfail_mode = "closed"')
