@@ -3,8 +3,8 @@
 
 BIN := .venv/bin
 PYTHON ?= python3
-# Test workers; kernel tests mostly wait, so there may be more of them than CPUs.
-JOBS ?= 6
+# Workers of the tests with the kernel, which wait some of their time. Each reads all tests first.
+JOBS ?= 4
 FUZZ_SECONDS ?= 300
 PACKETS ?= 1000000
 SEED ?= 1

@@ -77,7 +77,7 @@ def test_random_flows_over_a_line() -> None:
     right, wrong, live = Tally(), Tally(), Tally()
     other = replace(RUNNING_KERNEL, overshoot_moves_end=not RUNNING_KERNEL.overshoot_moves_end)
     run_chunk(1, 0, right, 3_000, RUNNING_KERNEL, machine.conntrack)
-    run_chunk(1, 0, wrong, 500, other, machine.conntrack)  # each flow that differs is shrunk
+    run_chunk(1, 0, wrong, 100, other, machine.conntrack)  # each flow that differs is shrunk
     machine.end({})
     process.join()
     run_chunk(1, 0, live, 3_000)
