@@ -140,9 +140,10 @@ def _main(words: list[str], chosen: str | None) -> int:
 
         choose_colour(args.color)
     module = _module(args.command)
-    # All is loaded, see `entry`, and is kept out of the search for garbage.
-    gc.freeze()
-    gc.enable()
+    if not gc.isenabled():
+        # All is loaded, see `entry`, and is kept out of the search for garbage.
+        gc.freeze()
+        gc.enable()
     try:
         status = module.run(args)
         # A failure here is handled below; at interpreter exit it would only be printed.

@@ -281,14 +281,15 @@ def test_only_the_daemon_loads_the_library_of_its_log() -> None:
 
 
 def test_garbage_is_collected_once_all_is_loaded() -> None:
+    """And not searched for in what is loaded."""
     code = (
         "import gc, sys\n"
         "from nfq_guard.cli import check\n"
-        "check.run = lambda _args: print(gc.isenabled()) or 0\n"
+        "check.run = lambda _args: print(gc.isenabled(), gc.get_freeze_count() > 1000) or 0\n"
         "from nfq_guard.entry import main\n"
         "main()"
     )
-    assert run_python(code, "check") == (0, b"True\n", b"")
+    assert run_python(code, "check") == (0, b"True True\n", b"")
 
 
 @pytest.mark.parametrize("words", [["check"], ["check", "--help"], ["check", "--unknown"]])
