@@ -89,15 +89,10 @@ def add_last_good(parser: argparse.ArgumentParser) -> None:
 
 
 def add_result(parser: argparse.ArgumentParser, when: str) -> None:
-    """Declare the options by which rules stay; `when` says when they are removed."""
+    """Declare the option by which rules stay; `when` says when they are removed."""
     parser.add_argument(
         "--after",
         metavar="RESULT",
         help=f"{when}: the service's result ($SERVICE_RESULT of systemd); unless it is "
         "success, the rules of the fail modes closed and kernel-drop stay",
-    )
-    parser.add_argument(
-        "--unit",
-        metavar="NAME",
-        help=f"{when}: the rules stay while systemd restarts this unit",
     )

@@ -72,11 +72,14 @@ def _remove_rules(args: argparse.Namespace) -> None:
     except ConfigError as error:
         complain(error)
         settings = None
-    removed(settings, args.after, args.unit)
+    removed(settings, args.after)
 
 
 def _provide(settings: Settings, instance: str, user: str) -> str:
-    """Provide the best evidence that requires root; returns a line about it."""
+    """Provide the best evidence that requires root, and remove what an earlier configuration had.
+
+    Returns a line about it.
+    """
     count = len(settings.queue_numbers)
     refusal: NfqGuardError | None = None
     if settings.evidence in {"auto", "bpf"}:
@@ -87,6 +90,7 @@ def _provide(settings: Settings, instance: str, user: str) -> str:
         else:
             log_settings.turn_off(instance)
             return f"pinned in {folder}: {count} of the BPF program, one a queue"
+    pins.remove(instance)
     if settings.evidence in {"auto", "kernel-log"} and count == 1:
         try:
             log_settings.turn_on(instance)
@@ -98,6 +102,7 @@ def _provide(settings: Settings, instance: str, user: str) -> str:
             if refusal is not None:
                 complain(refusal)
             return "the kernel logs INVALID packets to NFLOG group 0, for the daemon"
+    log_settings.turn_off(instance)
     if refusal is not None:
         raise refusal
     return f"nothing to do for evidence {settings.evidence!r}"

@@ -15,7 +15,6 @@ from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, ConfigError, UsageError
 from nfq_guard.firewall import Backend, Changes, Difference, FailMode, Firewall, Native
 from nfq_guard.firewall.native import render as render_native
 from nfq_guard.firewall.render import render
-from nfq_guard.firewall.xtables import Runner, System
 from nfq_guard.names import visible
 from nfq_guard.policy.values import one_of
 from nfq_guard.service.firewall_spec import fail_mode_of, firewall_of
@@ -71,8 +70,8 @@ def run(args: argparse.Namespace) -> int:
     """Run the action; exit status 1 if `verify` finds a difference."""
     if args.action == "remove":
         return _remove(args)
-    if args.after is not None or args.unit is not None:
-        raise UsageError("--after and --unit are for remove")
+    if args.after is not None:
+        raise UsageError("--after is for remove")
     settings = _settings(args)
     firewall = firewall_of(settings)
     as_json = args.format == "json"
@@ -106,7 +105,7 @@ def _remove(args: argparse.Namespace) -> int:
         settings = _settings(args)
     except ConfigError as error:
         complain(error)
-    changes = removed(settings, args.after, args.unit)
+    changes = removed(settings, args.after)
     if not args.quiet:
         sys.stdout.write(_format_changes(changes, as_json=args.format == "json"))
     return EXIT_OK
@@ -133,7 +132,7 @@ def _install_command(args: argparse.Namespace) -> str:
     return shlex.join(["nfq-guard", "rules", "install", *options])
 
 
-def removed(settings: Settings | None, result: str | None, unit: str | None) -> Changes:
+def removed(settings: Settings | None, result: str | None) -> Changes:
     """Remove the rules, unless they must stay.
 
     Args:
@@ -141,11 +140,8 @@ def removed(settings: Settings | None, result: str | None, unit: str | None) -> 
             then those of the last good configuration, and after a failure of the service they stay
             if they drop unjudged packets.
         result: The service's result, as named by systemd; None without a service.
-        unit: The rules stay while systemd restarts this unit.
     """
     firewall = firewall_of(Settings() if settings is None else settings)
-    if unit is not None and restarts(unit, System()):
-        return _kept(f"systemd restarts {unit}")
     if settings is None:
         if result not in {None, "success"} and firewall.holds_back():
             return _kept(f"the configuration cannot be read after the result {result}")
@@ -156,18 +152,6 @@ def removed(settings: Settings | None, result: str | None, unit: str | None) -> 
 
 def _kept(reason: str) -> Changes:
     return Changes(done=(), notes=(f"rules kept: {reason}",))
-
-
-def restarts(unit: str, runner: Runner) -> bool:
-    """Whether systemd stops a unit only to start it again; False where systemd is unavailable.
-
-    Without rules in between, packets that the policy drops would pass for a moment.
-    """
-    if not runner.find("systemctl"):
-        return False
-    jobs = runner.run(["systemctl", "list-jobs", "--plain", "--no-legend"], "").stdout
-    # A start that fails has a job `start`: those rules must not stay for that reason.
-    return any(words[1:3] == [unit, "restart"] for words in map(str.split, jobs.splitlines()))
 
 
 def _rules_stay(settings: Settings, result: str | None) -> bool:

@@ -334,7 +334,7 @@ def test_an_output_has_a_name(capsys: pytest.CaptureFixture[str], words: list[st
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["rules", "show", "--after", "success"], "--after and --unit are for remove"),
+        (["rules", "show", "--after", "success"], "--after is for remove"),
         (["replay", "x", "--write", "y", "--report", "y"], "--report: y is the file of --write"),
         (["check", "--kernel", ""], "--kernel: expected a version"),
     ],

@@ -10,10 +10,7 @@ from pathlib import Path
 import pytest
 
 from nfq_guard.cli import main
-from nfq_guard.cli.rules import restarts
-from nfq_guard.firewall.xtables import Result
 from tests.firewall.conftest import Host
-from tests.firewall.test_faults import FakeSystem
 
 
 @pytest.mark.kernel
@@ -148,21 +145,6 @@ def test_after_a_crash_rules_stay_that_hold_the_fail_mode(
         assert main(["rules", "install", *words]) == 0
         assert main(["rules", "remove", *words, "--after", result]) == 0
         assert main(["rules", "verify", "--config", str(file)]) == (0 if kept else 1)
-
-
-@pytest.mark.parametrize(
-    ("jobs", "programs", "restarted"),
-    [
-        ("12 nfq-guard.service restart running\n", {"systemctl"}, True),
-        ("12 nfq-guard.service start running\n9 x.service restart waiting\n", {"systemctl"}, False),
-        ("12 nfq-guard.service stop running\n", {"systemctl"}, False),
-        ("12 nfq-guard@blue.service restart running\n\n", {"systemctl"}, False),
-        ("12 nfq-guard.service restart running\n", set(), False),
-    ],
-)
-def test_a_restart_is_told_from_a_stop(jobs: str, programs: set[str], *, restarted: bool) -> None:
-    machine = FakeSystem({"list-jobs": Result(0, jobs, "")}, frozenset(programs))
-    assert restarts("nfq-guard.service", machine) is restarted
 
 
 @pytest.mark.kernel

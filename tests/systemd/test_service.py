@@ -343,6 +343,19 @@ def test_a_host_that_logs_invalid_packets_is_left_alone(guest: Guest) -> None:
         guest.sh(f"sysctl -q {setting}=0")
 
 
+def test_a_restart_replaces_the_evidence_of_an_earlier_configuration(guest: Guest) -> None:
+    """Its stop leaves what was prepared; the start removes what is not wanted any more."""
+    guest.sh("systemctl stop nfq-guard")
+    before = log_sysctls(guest)
+    for wanted in ("auto", "kernel-log", "auto", "ctnetlink"):
+        guest.configure(f'evidence = "{wanted}"')
+        guest.sh("systemctl restart nfq-guard")
+        found = evidence(guest)
+        assert found == (EVIDENCE if wanted == "auto" else wanted)
+        assert bool(pins(guest)) is (found == "bpf")
+        assert (log_sysctls(guest) == before) is (found != "kernel-log")
+
+
 def test_reload_swaps_the_policy_or_keeps_the_old(guest: Guest) -> None:
     pid = guest.show("MainPID")
     guest.configure('mode = "dry-run"', 'include = "preset:observe"')

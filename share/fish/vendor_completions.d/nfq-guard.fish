@@ -51,7 +51,7 @@ function _shtab_nfq_guard_using
 end
 
 set -g _shtab_nfq_guard_commands run check whatif replay explain why rules prepare status top reload mode dump doctor lab 'lab list' 'lab run' 'lab matrix' 'lab demo' 'lab clean' report
-set -g _shtab_nfq_guard_opts_with_value --after --assume-nat --assume-wscale --backend --checksum --color --config --count --doctor --events --fail-mode --family --flow --flow-table --flows --format --interface --interval --kernel --last-good --max-rate-pps --max-retrans --mitigation --mode --only --output --packets --pcap --pid --policy --queue --queues --report --scenario --socket --timeout --title --unit --user --write -o
+set -g _shtab_nfq_guard_opts_with_value --after --assume-nat --assume-wscale --backend --checksum --color --config --count --doctor --events --fail-mode --family --flow --flow-table --flows --format --interface --interval --kernel --last-good --max-rate-pps --max-retrans --mitigation --mode --only --output --packets --pcap --pid --policy --queue --queues --report --scenario --socket --timeout --title --user --write -o
 
 complete -c nfq-guard -e
 complete -c nfq-guard -f
@@ -170,7 +170,6 @@ complete -c nfq-guard -n '_shtab_nfq_guard_using rules' -l max-rate-pps -x -d 'l
 complete -c nfq-guard -n '_shtab_nfq_guard_using rules' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'configuration (default: /etc/nfq-guard/nfq-guard.toml)'
 complete -c nfq-guard -n '_shtab_nfq_guard_using rules' -l last-good -xka "(__fish_complete_path (commandline -ct))" -d 'where the daemon saves each configuration that it loads; used if the current one has mistakes'
 complete -c nfq-guard -n '_shtab_nfq_guard_using rules' -l after -x -d 'with remove: the service'"'"'s result ($SERVICE_RESULT of systemd); unless it is success, the rules of the fail modes closed and kernel-drop stay'
-complete -c nfq-guard -n '_shtab_nfq_guard_using rules' -l unit -x -d 'with remove: the rules stay while systemd restarts this unit'
 complete -c nfq-guard -n '_shtab_nfq_guard_using rules' -l quiet -d 'print nothing on success'
 complete -c nfq-guard -n '_shtab_nfq_guard_using rules' -l format -xka "text json" -d 'text for people, JSON for programs (default: text)'
 complete -c nfq-guard -n '_shtab_nfq_guard_using rules; and test $_shtab_nfq_guard_npos -eq 0' -ka "show install verify remove" -d 'show, install, verify, remove'
@@ -183,7 +182,6 @@ complete -c nfq-guard -n '_shtab_nfq_guard_using prepare' -l last-good -xka "(__
 complete -c nfq-guard -n '_shtab_nfq_guard_using prepare' -l user -x -d 'the user that the daemon runs as (default: nfq-guard)'
 complete -c nfq-guard -n '_shtab_nfq_guard_using prepare' -l rules -d 'first install the rules, or remove them with --remove or with `rules` = "none"'
 complete -c nfq-guard -n '_shtab_nfq_guard_using prepare' -l after -x -d 'with --remove --rules: the service'"'"'s result ($SERVICE_RESULT of systemd); unless it is success, the rules of the fail modes closed and kernel-drop stay'
-complete -c nfq-guard -n '_shtab_nfq_guard_using prepare' -l unit -x -d 'with --remove --rules: the rules stay while systemd restarts this unit'
 complete -c nfq-guard -n '_shtab_nfq_guard_using prepare' -l remove -d 'remove what this command made'
 complete -c nfq-guard -n '_shtab_nfq_guard_using prepare' -l quiet -d 'print nothing on success'
 complete -c nfq-guard -n '_shtab_nfq_guard_using; and test $_shtab_nfq_guard_npos -eq 0' -a status -d 'show the state of the running daemon'
