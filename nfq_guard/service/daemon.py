@@ -68,6 +68,9 @@ from nfq_guard.telemetry.exposition import Observed
 from nfq_guard.telemetry.log import EventLog
 
 _SECOND_S: Final = 1.0
+# How long after the start the rules of the host are examined. That loads as much as a third of the
+# daemon, and the first packets need the interpreter.
+_SURVEY_AFTER_S: Final = 2.0
 # Changing rules takes tens of milliseconds, unless another program holds the lock of xtables.
 _RULES_S: Final = 10.0
 # Remaining time of a wait after a second SIGTERM.
@@ -506,8 +509,7 @@ class Daemon:
             )
         )
         self._rules_made_anew()
-        if self._parts.survey is not None:
-            self._loop.background(self._parts.survey, self._events.emit, self._survey_failed)
+        self._loop.after(_SURVEY_AFTER_S, self._begin_survey)
         now = time.monotonic()
         self._events.push(now)
         self._rates.note(self.queues(), now)
@@ -530,6 +532,10 @@ class Daemon:
     def _keep_failed(self, error: Exception) -> None:
         problem, _ = exception_texts(error)
         self._events.emit(Note(text=f"the last good configuration could not be kept: {problem}"))
+
+    def _begin_survey(self, _now: float) -> None:
+        if self._parts.survey is not None:
+            self._loop.background(self._parts.survey, self._events.emit, self._survey_failed)
 
     def _survey_failed(self, error: Exception) -> None:
         problem, _ = exception_texts(error)

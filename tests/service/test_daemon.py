@@ -287,7 +287,12 @@ def test_ready_is_said_once_rules_are_installed(story: Story) -> None:
     assert story.at("rules installed") < story.at("event started")
     assert story.at("READY=1") < story.at("STOPPING=1")
     assert "WATCHDOG=1" not in story.lines
-    assert "event note" in story.lines, "the survey that failed"
+
+
+def test_a_survey_that_fails_is_said(story: Story) -> None:
+    story.stop_at("note")
+    story.run()
+    assert story.at("READY=1") < story.at("survey begun") < story.at("event note")
 
 
 def test_threads_end_before_rules_are_removed(story: Story) -> None:
