@@ -78,24 +78,30 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "show":
         sys.stdout.write(_show_json(firewall) if as_json else firewall.show())
         return EXIT_OK
-    if args.action == "verify" and settings.rules == "none":
+    if args.action == "verify":
+        return _verify(args, settings, firewall)
+    changes = firewall.install()
+    if not args.quiet:
+        sys.stdout.write(_format_changes(changes, as_json=as_json))
+    return EXIT_OK
+
+
+def _verify(args: argparse.Namespace, settings: Settings, firewall: Firewall) -> int:
+    """Compare the installed rules with the required ones, of which there may be none."""
+    as_json = args.format == "json"
+    if settings.rules == "none":
         if not (args.quiet or as_json):
             sys.stdout.write(
                 'nothing to verify: the setting `rules` = "none" leaves it to others\n'
             )
         return EXIT_OK
-    if args.action == "verify":
-        differences = firewall.verify()
-        remarks = [] if args.quiet else firewall.remarks()
-        if differences or not args.quiet:
-            sys.stdout.write(_format_differences(differences, remarks, as_json=as_json))
-        if differences and not as_json:
-            sys.stdout.write(f"next: `{_install_command(args)}` repairs this\n")
-        return EXIT_NOT_FINE if differences else EXIT_OK
-    changes = firewall.install()
-    if not args.quiet:
-        sys.stdout.write(_format_changes(changes, as_json=as_json))
-    return EXIT_OK
+    differences = firewall.verify()
+    remarks = [] if args.quiet else firewall.remarks()
+    if differences or not args.quiet:
+        sys.stdout.write(_format_differences(differences, remarks, as_json=as_json))
+    if differences and not as_json:
+        sys.stdout.write(f"next: `{_install_command(args)}` repairs this\n")
+    return EXIT_NOT_FINE if differences else EXIT_OK
 
 
 def _remove(args: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from contextlib import AbstractContextManager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, final
 
@@ -77,7 +78,6 @@ class System:
     def __init__(self) -> None:
         """Search nothing yet."""
         self._found: dict[str, str] = {}
-        self._environment: dict[str, str] = {}
 
     def find(self, program: str) -> bool:
         """Whether PATH or an sbin directory contains it."""
@@ -90,7 +90,6 @@ class System:
             UnavailableError: It did not end in time.
         """
         program = self._path_of(argv[0]) or argv[0]
-        environment = self._environment = self._environment or {**os.environ, "LC_ALL": "C"}
         try:
             done = subprocess.run(
                 [program, *argv[1:]],
@@ -100,7 +99,7 @@ class System:
                 errors="replace",
                 input=stdin,
                 timeout=_TIMEOUT_S,
-                env=environment,
+                env=self._environment,
             )
         except subprocess.TimeoutExpired:
             raise UnavailableError(f"{argv[0]} did not end within {_TIMEOUT_S} s") from None
@@ -129,6 +128,10 @@ class System:
     def locked(self) -> AbstractContextManager[None]:
         """Hold the lock of this machine."""
         return lock.held()
+
+    @cached_property
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, "LC_ALL": "C"}
 
     def _path_of(self, program: str) -> str | None:
         found = self._found.get(program)

@@ -166,18 +166,17 @@ def veth(
         addresses: Pairs of an address for `left` and one for `right`, such as `10.0.0.1/24`. IPv6
             addresses skip duplicate address detection.
     """
-    here, there = [
-        [
-            *(f"addr add {one} dev {name} {'nodad' if ':' in one else ''}" for one in ends),
-            f"link set {name} up",
-        ]
-        for name, ends in (
-            (left_name, [one for one, _ in addresses]),
-            (right_name, [one for _, one in addresses]),
-        )
-    ]
-    left.ip_batch(f"link add {left_name} type veth peer {right_name} netns {right.name}", *here)
-    right.ip_batch(*there)
+    left.ip_batch(
+        f"link add {left_name} type veth peer {right_name} netns {right.name}",
+        *_set_up(left_name, [one for one, _ in addresses]),
+    )
+    right.ip_batch(*_set_up(right_name, [one for _, one in addresses]))
+
+
+def _set_up(interface: str, addresses: Sequence[str]) -> list[str]:
+    """The commands of `ip` that give an interface its addresses and set it up."""
+    lines = [f"addr add {one} dev {interface}{' nodad' * (':' in one)}" for one in addresses]
+    return [*lines, f"link set {interface} up"]
 
 
 def stale() -> list[str]:

@@ -328,7 +328,7 @@ def test_one_forged_rst_neither_ends_nor_hangs_a_flow(
         assert (site.liberal([poisoned]), site.liberal([other])) == (1, 0)
         told = counters(tmp_path)
         assert (told["heals"], told["heal_errors"]) == (1, 0)
-        assert process.stop(is_quiet=False) == 0
+        assert process.stop() == 0
         assert site.liberal([poisoned, other]) == 0
     judged = process.events("packet_judged")
     assert {event["reason"] for event in judged} == {"ack-over"}
@@ -354,7 +354,7 @@ def test_a_storm_of_forged_rst_costs_no_connection(site: Site, tmp_path: Path, f
         site.poison(guarded)
         assert pings(guarded) == pings(guarded) == [True] * 100
         assert site.liberal(guarded) > 0
-        assert process.stop(is_quiet=False) == 0
+        assert process.stop() == 0
         assert site.liberal(guarded) == 0
 
 
@@ -365,7 +365,7 @@ def test_without_a_window_a_flow_ends_instead_of_hanging(site: Site, tmp_path: P
         site.poison([one])
         while one.ping():
             pass
-        assert process.stop(is_quiet=False) == 0
+        assert process.stop() == 0
     assert {event["evidence"] for event in process.events("packet_judged")} == {"ctnetlink"}
     assert "stuck" in {event["rule"] for event in process.events("packet_judged")}
     notes = [event["text"] for event in process.events("note")]
@@ -381,7 +381,7 @@ def test_a_heal_is_undone_in_time_and_made_again(site: Site, tmp_path: Path) -> 
             assert one.ping()
             assert counters(tmp_path)["heals"] >= heals
             wait_for(lambda: site.liberal([one]) == 0)
-        assert process.stop(is_quiet=False) == 0
+        assert process.stop() == 0
 
 
 def test_the_next_daemon_undoes_what_a_killed_one_left(site: Site, tmp_path: Path) -> None:
@@ -394,7 +394,7 @@ def test_the_next_daemon_undoes_what_a_killed_one_left(site: Site, tmp_path: Pat
         assert site.liberal(made) == 3
         with guard(site, tmp_path, 'mode = "dry-run"', policy=AT_ONCE) as process:
             wait_for(lambda: site.liberal(made) == 1)
-            assert process.stop(is_quiet=False) == 0
+            assert process.stop() == 0
         assert site.liberal(made[2:]) == 1
     assert not list(tmp_path.glob("*.healed-*"))
 
@@ -411,7 +411,7 @@ def test_dry_run_heals_nothing_and_says_what_it_would(site: Site, tmp_path: Path
         assert site.liberal([one]) == 0
         told = counters(tmp_path)
         assert (told["heals"], told["would_heal"]) == (0, 1)
-        assert process.stop(is_quiet=False) == 0
+        assert process.stop() == 0
     event = process.events("packet_judged")[0]
     assert (event["action"], event["verdict"], event["would"]) == ("heal", "accept", "drop")
 
@@ -445,8 +445,8 @@ def test_two_daemons_leave_no_flow_liberal(site: Site, tmp_path: Path) -> None:
         assert pings(made) == [True] * 10
         assert site.liberal(made) > 0
         assert counters(tmp_path)["heals"] + counters(tmp_path, "two")["heals"] >= 10
-        assert one.stop(is_quiet=False) == 0
-        assert two.stop(is_quiet=False) == 0
+        assert one.stop() == 0
+        assert two.stop() == 0
         assert site.liberal(made) == 0
 
 
@@ -461,7 +461,7 @@ def test_only_our_flag_is_undone(site: Site, tmp_path: Path) -> None:
         healed = site.flag.read(one.original, 0)
         assert healed is not None
         assert healed.liberal == frozenset(Direction)
-        assert process.stop(is_quiet=False) == 0
+        assert process.stop() == 0
         left = site.flag.read(one.original, 0)
         assert left is not None
         assert left.liberal == {Direction.REPLY}
@@ -474,7 +474,7 @@ def test_a_flow_in_a_zone(site: Site, tmp_path: Path) -> None:
         for _ in range(3):
             assert one.ping()
         assert site.liberal([one]) == 1
-        assert process.stop(is_quiet=False) == 0
+        assert process.stop() == 0
         assert site.liberal([one]) == 0
 
 
@@ -621,7 +621,7 @@ def test_a_change_to_dry_run_undoes_all(site: Site, tmp_path: Path) -> None:
         assert site.liberal([one]) == 1
         typed(socket_of(tmp_path), "mode", "dry-run")
         wait_for(lambda: site.liberal([one]) == 0)
-        assert process.stop(is_quiet=False) == 0
+        assert process.stop() == 0
 
 
 def test_absent_flows_and_foreign_zones_are_told_apart(site: Site) -> None:
