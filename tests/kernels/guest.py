@@ -69,6 +69,9 @@ _SERVICE: Final = "tests/systemd/test_service.py"
 _INSTALL: Final = "tests/systemd/test_install.py"
 _SHORT_SERVICE: Final = (
     "test_own_user_with_one_capability", "test_a_pin_lasts_as_long_as_the_service",
+    "test_a_restart_replaces_the_evidence_of_an_earlier_configuration",
+    "test_a_rule_of_the_host_leads_to_our_queue",
+    "test_rules_that_are_impossible_here_are_not_tried_again",
     "test_as_installed_it_saves_a_connection", "test_stop_leaves_nothing_behind",
 )  # fmt: skip
 # Tests of the service that need the window.
