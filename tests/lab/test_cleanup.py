@@ -15,7 +15,7 @@ import pytest
 
 from nfq_guard.cli import lab, main
 from nfq_guard.errors import PrivilegeError
-from nfq_guard.lab import netns
+from nfq_guard.lab import netns, strays
 from nfq_guard.lab.pace import limit
 from nfq_guard.lab.trial import DIRECTORY_PREFIX
 
@@ -110,7 +110,7 @@ def test_clean_removes_the_leftovers_of_a_crash() -> None:
 def test_without_root_the_lab_is_refused(words: list[str]) -> None:
     parser = argparse.ArgumentParser()
     lab.add_arguments(parser)
-    # Every module is imported by now: the interpreter's files may be readable for root only.
+    strays.layers()  # imports scapy: the interpreter's files may be readable for root only
     os.seteuid(65534)
     try:
         with pytest.raises(PrivilegeError, match="the lab needs root") as refusal:
