@@ -172,16 +172,17 @@ if [ -n "$why" ]; then
     rm -rf .venv
 fi
 say "installing Python packages into .venv ($purpose)"
-if [ -e .venv ]; then
-    rm .venv/made
-else
-    # In two steps: `venv` would keep to itself why pip could not be installed, as on a full disk.
-    "$python" -m venv --without-pip .venv
-    .venv/bin/python -m ensurepip >/dev/null
-fi
 # Python compiles what is used, a fifth of it, when it is used.
 pip="env PIP_DISABLE_PIP_VERSION_CHECK=1 .venv/bin/python -m pip install --quiet --no-compile --constraint constraints.txt"
-$pip --upgrade pip
+if [ -e .venv ]; then
+    rm .venv/made
+    $pip --upgrade pip
+else
+    # pip out of the interpreter's wheel takes a third of the time of `ensurepip`, which compiles it.
+    wheel=$("$python" systemd/pip_wheel.py)
+    "$python" -m venv --without-pip .venv
+    PYTHONPATH=${PYTHONPATH:+$PYTHONPATH:}$wheel $pip pip
+fi
 # The C file in netfilterqueue's sdist comes from an old Cython and compiles under no supported
 # Python; with a current Cython installed, the build generates it again.
 $pip 'cython>=3.1,<4' 'setuptools>=77'

@@ -26,7 +26,9 @@ class Tree:
         """Create the tree in `root`, which does not exist yet."""
         self.root = root
         shutil.copytree(Path(__file__).with_name("stubs"), root / "stubs")
-        shutil.copy(_ROOT / "bootstrap.sh", root)
+        for name in ("bootstrap.sh", "systemd/pip_wheel.py"):
+            (root / name).parent.mkdir(exist_ok=True)
+            shutil.copy(_ROOT / name, root / name)
         (root / "pyproject.toml").touch()
         self.constrain("")
         # No test installs a Debian package.
