@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The real daemon, running in the router's namespace."""
 
-import os
 import signal
 import socket
 import subprocess
@@ -15,6 +14,7 @@ from typing import Any, Final, Self
 import orjson
 
 from nfq_guard.errors import UnavailableError
+from nfq_guard.lab.child import environment
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.lab.outcome import Mitigation
 from nfq_guard.lab.pace import limit
@@ -82,7 +82,7 @@ class Guard:
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
-                env=os.environ | {"NOTIFY_SOCKET": str(notify), "NO_COLOR": "1"},
+                env=environment() | {"NOTIFY_SOCKET": str(notify), "NO_COLOR": "1"},
             )
 
     def __enter__(self) -> Self:

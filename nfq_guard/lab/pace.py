@@ -7,6 +7,8 @@ import time
 from functools import cache
 from typing import Final
 
+from nfq_guard.lab.child import environment
+
 # Start time of an interpreter on the machine where the lab's limits were measured, seconds.
 _REFERENCE_S: Final = 0.05
 _MOST: Final = 40.0
@@ -19,7 +21,7 @@ def slowness() -> float:
     Measured once, with an interpreter. An emulated machine is 10 to 20 times slower.
     """
     begun = time.monotonic()
-    subprocess.run([sys.executable, "-c", "import orjson"], check=True)
+    subprocess.run([sys.executable, "-c", "import orjson"], env=environment(), check=True)
     return min(_MOST, max(1.0, (time.monotonic() - begun) / _REFERENCE_S))
 
 

@@ -7,6 +7,7 @@ import sys
 from typing import Final, Self
 
 from nfq_guard.errors import UnavailableError
+from nfq_guard.lab.child import environment
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.lab.pace import limit
 
@@ -27,6 +28,7 @@ class Peer:
             *words,
             stdin=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            env=environment(),
         )
 
     def __enter__(self) -> Self:

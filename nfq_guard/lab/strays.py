@@ -129,7 +129,7 @@ def layers() -> tuple[ModuleType, ModuleType]:
         inet, inet6 = map(importlib.import_module, ("scapy.layers.inet", "scapy.layers.inet6"))
     except ImportError:
         raise UnavailableError(
-            "the lab needs the package scapy (pip install 'nfq-guard[lab]')"
+            "the lab needs scapy: pip install 'nfq-guard[lab]', or Debian's python3-scapy"
         ) from None
     return inet, inet6
 

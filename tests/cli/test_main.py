@@ -424,5 +424,5 @@ def test_only_the_lab_needs_scapy() -> None:
     # What doctor finds is a matter of the host.
     assert re.fullmatch("0 0 [01] 69", statuses)
     assert done.stderr == (
-        "nfq-guard: the lab needs the package scapy (pip install 'nfq-guard[lab]')\n"
+        "nfq-guard: the lab needs scapy: pip install 'nfq-guard[lab]', or Debian's python3-scapy\n"
     )

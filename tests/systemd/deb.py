@@ -10,10 +10,12 @@ from typing import Final
 
 import pytest
 
-from tests.systemd.conftest import Guest, boot
+from tests.systemd.conftest import WHEELS, Guest, boot
 
 _BUILD: Final = Path(__file__).parents[2] / "build" / "deb"
 _CONFIG: Final = "/etc/nfq-guard/nfq-guard.toml"
+# Where Debian's package python3-scapy has its modules.
+_PACKAGES: Final = "/usr/lib/python3/dist-packages"
 _DPKG: Final = "DEBIAN_FRONTEND=noninteractive dpkg --force-confold"
 
 pytestmark = pytest.mark.kernel
@@ -101,7 +103,14 @@ def test_install_upgrade_remove_and_purge(machine: Guest, package: Path, older: 
     machine.sh("bash -n /usr/share/bash-completion/completions/nfq-guard")
     machine.sh("nfq-guard report --help")
     said = machine.sh("nfq-guard lab demo", check=False)
-    assert said == "nfq-guard: the lab needs the package scapy (pip install 'nfq-guard[lab]')\n"
+    assert said == (
+        "nfq-guard: the lab needs scapy: pip install 'nfq-guard[lab]', or Debian's python3-scapy\n"
+    )
+    machine.sh(f"python3 -m zipfile -e {WHEELS}/scapy-*.whl {_PACKAGES}")
+    try:
+        assert "survived" in machine.sh("nfq-guard lab demo")
+    finally:
+        machine.sh(f"rm -r {_PACKAGES}/scapy*")
     process = machine.show("MainPID")
     of_namespace = instance(machine)
 
