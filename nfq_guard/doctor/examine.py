@@ -27,7 +27,7 @@ from nfq_guard.doctor import (
 from nfq_guard.doctor.check import Check, note
 from nfq_guard.doctor.host_rules import HostRules
 from nfq_guard.errors import NfqGuardError
-from nfq_guard.firewall import Backend, Difference, FailMode, Firewall
+from nfq_guard.firewall import Backend, Difference, FailMode, Firewall, Native
 from nfq_guard.firewall.saved import Saved
 from nfq_guard.flow import EvidenceChoice
 from nfq_guard.flows import log_settings
@@ -59,7 +59,7 @@ def examine(
     """
     rules = host_rules.read(queues=_queue_numbers(firewall))
     files = modules.KernelFiles.read(Path("/"), os.uname().release)
-    yield from _kernel(files)
+    yield from _kernel(files, native=firewall.asked is Native.NFTABLES)
     yield from _evidence(
         files, choice, queues=firewall.spec.last_queue - firewall.spec.first_queue + 1
     )
@@ -76,12 +76,12 @@ def examine(
     yield from _interfaces()
 
 
-def _kernel(files: modules.KernelFiles) -> Iterator[Check]:
+def _kernel(files: modules.KernelFiles, *, native: bool) -> Iterator[Check]:
     release = os.uname().release
     found = _ask_kernel()
     yield kernel.rules(release, found)
     yield kernel.reasons(release, found)
-    yield from modules.features(files)
+    yield from modules.features(files, native=native)
     present = (collect.NET / "netfilter" / "nfnetlink_queue").exists()
     yield modules.queues(files, present=present)
     yield kernel.type_information(available=Path("/sys/kernel/btf/vmlinux").exists())

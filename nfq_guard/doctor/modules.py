@@ -171,8 +171,13 @@ class KernelFiles:
         )
 
 
-def features(files: KernelFiles) -> Iterator[Check]:
-    """Whether the kernel has what the guard needs, or will load it."""
+def features(files: KernelFiles, *, native: bool = False) -> Iterator[Check]:
+    """Whether the kernel has what the guard needs, or will load it.
+
+    Args:
+        files: The facts about this machine.
+        native: Whether the configuration asks for native nft rules.
+    """
     unknown = files.options is None and files.available is None
     missing = [
         (feature, why) for feature in NEEDED if (why := files.unavailable(feature)) is not None
@@ -194,7 +199,13 @@ def features(files: KernelFiles) -> Iterator[Check]:
     elif not missing:
         yield ok("kernel.options", "the kernel has all that is needed")
     refused = files.unavailable(_NFT_QUEUE)
-    if refused is not None:
+    if refused is not None and native:
+        yield problem(
+            "kernel.nft_queue",
+            f'{refused[0]}: native nft rules cannot queue packets, and backend = "nftables"',
+            'set backend = "auto"',
+        )
+    elif refused is not None:
         yield note(
             "kernel.nft_queue",
             f"{refused[0]}: native nft rules cannot queue packets",

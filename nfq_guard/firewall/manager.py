@@ -65,6 +65,7 @@ class Firewall:
     Attributes:
         spec: The required rules; may be replaced between two calls.
         families: The families to manage.
+        asked: The backend that was asked for; None to choose one by the existing rules.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class Firewall:
         """
         self.spec = spec
         self.families = families
-        self._asked = backend
+        self.asked = backend
         self._runner: Runner = runner or System()
         self._served_by_others = served_by_others
         self._chosen: Place | None = None
@@ -98,8 +99,8 @@ class Firewall:
             UnavailableError: iptables is not installed.
             PrivilegeError: A capability is missing.
         """
-        if self._asked is not None:
-            return Choice(self._asked, "as asked for")
+        if self.asked is not None:
+            return Choice(self.asked, "as asked for")
         require_privilege(self._runner, Backend.NFT)
         choice = choose(self._runner, self.families, self._chosen)
         self._chosen = choice.backend
@@ -153,13 +154,13 @@ class Firewall:
         Raises:
             UnavailableError: A program is missing, or the kernel lacks nftables' statement `queue`.
         """
-        if self._asked is None:
+        if self.asked is None:
             require_any(self._runner)
-        elif self._asked is Native.NFTABLES:
+        elif self.asked is Native.NFTABLES:
             native.require_queue(self._runner)
         else:
             notes: list[str] = []
-            if not list(self._usable(self._asked, notes)):
+            if not list(self._usable(self.asked, notes)):
                 raise UnavailableError("; ".join(notes))
 
     def install(self) -> Changes:

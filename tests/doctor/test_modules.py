@@ -89,6 +89,13 @@ def test_what_is_loaded_is_not_pending(debian: Machine) -> None:
     assert queues(debian.files, present=True).what == "NFQUEUE is available"
 
 
+def test_native_rules_are_asked_for_and_impossible(debian: Machine) -> None:
+    (check,) = [one for one in features(debian.files, native=True) if one.status is Status.PROBLEM]
+    assert check.id == "kernel.nft_queue"
+    assert 'backend = "nftables"' in check.what
+    assert problems(debian) == []
+
+
 @pytest.mark.parametrize("suffix", ["", ".xz", ".zst", ".gz"])
 def test_modules_may_be_compressed(debian: Machine, suffix: str) -> None:
     debian.modules(suffix=suffix)
