@@ -6,6 +6,7 @@ import errno
 import os
 import pwd
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -42,6 +43,31 @@ _NUMBERS: Final = 64
 def effective() -> int:
     """The effective set, a bit mask by capability number; 0 where /proc cannot be read."""
     return _sets().get("CapEff:", 0)
+
+
+def first_barred(
+    kept: int, user: pwd.struct_passwd | None, wanted: Iterable[tuple[Path, int]]
+) -> Path | None:
+    """The first existing file that `user` with the capabilities `kept` cannot access.
+
+    Each file is given with its mode of access, as for `os.access`. Call it while the process has
+    only one thread.
+    """
+    existing = [(path, mode) for path, mode in wanted if path.exists()]
+    child = os.fork()
+    if child == 0:
+        status = 0
+        try:
+            keep_only(kept, user)
+            for number, (path, mode) in enumerate(existing, 1):
+                if not os.access(path, mode):
+                    status = number
+                    break
+        finally:
+            os._exit(status)
+    _, ended = os.waitpid(child, 0)
+    number = os.waitstatus_to_exitcode(ended)
+    return existing[number - 1][0] if number > 0 else None
 
 
 def _sets() -> dict[str, int]:

@@ -146,11 +146,10 @@ def _read(
     path = None if file is None else Path(file)
     config = load_config(path)
     sandbox = unit.sandbox_of(path or DEFAULT_PATH, System())
-    mistakes = (
-        [] if sandbox is None else list(unit.mistakes(config.settings, config.source, sandbox))
-    )
-    if mistakes:
-        raise ConfigError(config.source, mistakes)
+    if sandbox is not None:
+        mistakes = unit.refused(config, sandbox)
+        if mistakes:
+            raise ConfigError(config.source, mistakes)
     of_unit: list[Caution] = []
     notes: list[Caution] = []
     if sandbox is None:

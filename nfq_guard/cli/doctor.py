@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     policy = compile_policy(reading.config.model) if reading.config is not None else None
     counts: Counter[Status] = Counter()
     for check in chain(
-        [_configuration(reading)],
+        [_configuration(reading, args.config or DEFAULT_PATH)],
         examine(
             firewall,
             policy,
@@ -160,8 +160,10 @@ def _comment(text: str) -> list[str]:
     return [f"# {line}" for line in folded(text, min(columns() or _SCRIPT, _SCRIPT) - 2)]
 
 
-def _configuration(reading: ConfigReading) -> Check:
+def _configuration(reading: ConfigReading, path: Path) -> Check:
     mistakes = reading.mistakes
+    if reading.config is not None and (sandbox := unit.sandbox_of(path, System())) is not None:
+        mistakes = tuple(unit.refused(reading.config, sandbox))
     if not mistakes:
         return ok("configuration", f"{reading.source}: settings and policy are valid")
     more = f" and {len(mistakes) - 1} more" if len(mistakes) > 1 else ""

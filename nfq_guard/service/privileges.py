@@ -64,7 +64,7 @@ def give_up(
         wanted = [*((path, _READ) for path in read), *_files(settings)]
         if user is not None:
             wanted += _files_of_root(settings)
-        barred = _barred_without(kept, user, wanted)
+        barred = capabilities.first_barred(kept, user, wanted)
         if barred is not None:
             kept |= 1 << capabilities.DAC_OVERRIDE
             notes.append(
@@ -176,24 +176,3 @@ def _files_of_root(settings: Settings) -> Iterator[tuple[Path, int]]:
             yield _XTABLES_LOCK, _READ | os.W_OK
     if log_settings.FOLDER.exists():
         yield log_settings.FOLDER, _WRITE
-
-
-def _barred_without(
-    kept: int, user: pwd.struct_passwd | None, wanted: list[tuple[Path, int]]
-) -> Path | None:
-    """The first existing file that `user` with the capabilities `kept` cannot access."""
-    existing = [(path, mode) for path, mode in wanted if path.exists()]
-    child = os.fork()
-    if child == 0:
-        status = 0
-        try:
-            capabilities.keep_only(kept, user)
-            for number, (path, mode) in enumerate(existing, 1):
-                if not os.access(path, mode):
-                    status = number
-                    break
-        finally:
-            os._exit(status)
-    _, ended = os.waitpid(child, 0)
-    number = os.waitstatus_to_exitcode(ended)
-    return existing[number - 1][0] if number > 0 else None

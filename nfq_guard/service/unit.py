@@ -2,17 +2,20 @@
 """Restrictions of the service unit's sandbox on a daemon, for `check`."""
 
 import ipaddress
+import os
+import pwd
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple, final
 
+from nfq_guard import capabilities
 from nfq_guard.errors import Mistake
 from nfq_guard.firewall.xtables import Runner
 from nfq_guard.policy.lint import Caution
 from nfq_guard.policy.values import shown
 from nfq_guard.policyfile import shadow_path
-from nfq_guard.service.config import DEFAULT_PATH
+from nfq_guard.service.config import DEFAULT_PATH, Config
 from nfq_guard.service.settings import JOURNAL, STDOUT, TABLE, Settings, parse_listen
 
 UNDER_SYSTEMD: Final = "INVOCATION_ID"
@@ -24,6 +27,7 @@ _WRITABLE: Final = ("/run/nfq-guard", "/var/lib/nfq-guard", "/var/log/nfq-guard"
 _TEMPORARY: Final = ("/tmp", "/var/tmp")  # noqa: S108 - names
 _HOMES: Final = ("/home", "/root", "/run/user")
 _LISTEN: Final = f"{TABLE}.metrics_listen"
+_ROOT: Final = frozenset({"", "root", "0"})
 _READS_ALL: Final = "cap_dac_read_search"
 
 
@@ -38,6 +42,8 @@ class Sandbox(NamedTuple):
         writable: Directories in which it may write; None for all.
         hidden: Directories of the host that the unit hides, or whose files it hides.
         reads_all: Whether it may read the files of root.
+        user: The user of its service; empty for root.
+        more_groups: Whether the service has groups besides those of that user.
     """
 
     unit: str = ""
@@ -46,6 +52,8 @@ class Sandbox(NamedTuple):
     writable: tuple[str, ...] | None = _WRITABLE
     hidden: tuple[str, ...] = (*_TEMPORARY, *_HOMES)
     reads_all: bool = False
+    user: str = "nfq-guard"
+    more_groups: bool = False
 
 
 def sandbox_of(config: Path, runner: Runner) -> Sandbox | None:
@@ -60,6 +68,7 @@ def sandbox_of(config: Path, runner: Runner) -> Sandbox | None:
     denied = has.get("IPAddressDeny", "")
     strict = has.get("ProtectSystem") == "strict"
     bounding = has.get("CapabilityBoundingSet", _READS_ALL).split()
+    user = has.get("User", "")
     owned = [f"/{kind}/{name}" for kind, key in _DIRECTORIES for name in has.get(key, "").split()]
     return Sandbox(
         unit=f"{unit}.service",
@@ -68,7 +77,9 @@ def sandbox_of(config: Path, runner: Runner) -> Sandbox | None:
         writable=(*owned, *_paths(has.get("ReadWritePaths", ""))) if strict else None,
         hidden=tuple(_hidden(has)),
         reads_all=_READS_ALL in has.get("AmbientCapabilities", "").split()
-        or (has.get("User", "root") in {"", "root", "0"} and _READS_ALL in bounding),
+        or (user in _ROOT and _READS_ALL in bounding),
+        user="" if user in _ROOT else user,
+        more_groups=has.get("Group", "") not in {"", user} or bool(has.get("SupplementaryGroups")),
     )
 
 
@@ -97,6 +108,10 @@ def _paths(text: str) -> list[str]:
 def mistakes(settings: Settings, source: str, sandbox: Sandbox) -> Iterator[Mistake]:
     """The settings of the file `source` that do not work in a sandbox."""
     unit = sandbox.unit
+    if settings.user and sandbox.user not in {"", settings.user}:
+        yield Mistake(
+            f"{TABLE}.user", f"nothing, because {unit} runs as {sandbox.user}", shown(settings.user)
+        )
     address = parse_listen(settings.metrics_listen)
     if address is not None:
         host = _host(address[0])
@@ -125,6 +140,41 @@ def mistakes(settings: Settings, source: str, sandbox: Sandbox) -> Iterator[Mist
                 f"a {what} that {unit} sees: its sandbox hides {', '.join(sandbox.hidden)}",
                 shown(path),
             )
+
+
+def refused(config: Config, sandbox: Sandbox) -> list[Mistake]:
+    """Why the service cannot use a configuration that has no mistake by itself.
+
+    Call it while the process has only one thread.
+    """
+    found = list(mistakes(config.settings, config.source, sandbox))
+    return found or list(_unread(config.files, sandbox))
+
+
+def _unread(files: Iterable[str], sandbox: Sandbox) -> Iterator[Mistake]:
+    """The first file of a configuration that the service cannot read, although root can."""
+    paths = [Path(name).absolute() for name in files]
+    hidden = next((path for path in paths if _is_hidden(str(path), sandbox)), None)
+    barred = None if hidden is not None else _barred(paths, sandbox)
+    if hidden is not None:
+        yield Mistake(
+            "",
+            f"files that {sandbox.unit} sees: its sandbox hides {', '.join(sandbox.hidden)}",
+            str(hidden),
+        )
+    if barred is not None:
+        yield Mistake("", f"files that {sandbox.unit} may read as {sandbox.user}", str(barred))
+
+
+def _barred(paths: list[Path], sandbox: Sandbox) -> Path | None:
+    """The first file that the user of the service may not read; None where that is unknown."""
+    if not sandbox.user or sandbox.reads_all or sandbox.more_groups or os.geteuid() != 0:
+        return None
+    try:
+        user = pwd.getpwnam(sandbox.user)
+    except KeyError:
+        return None
+    return capabilities.first_barred(0, user, ((path, os.R_OK) for path in paths))
 
 
 def cautions(settings: Settings, source: str) -> Iterator[Caution]:

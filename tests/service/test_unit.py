@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: MIT
 """Settings that the sandbox of the installed unit does not permit are mistakes."""
 
+import dataclasses
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from nfq_guard.firewall.xtables import Result
+from nfq_guard.service import unit
+from nfq_guard.service.config import load_config
 from nfq_guard.service.settings import Settings
 from nfq_guard.service.unit import mistakes, only_from_here, sandbox_of, unread_pods
 
@@ -32,6 +35,7 @@ HERE = METRICS | {"IPAddressAllow": "127.0.0.0/8 ::1/128"}
 THERE = METRICS | {"IPAddressAllow": "10.0.0.0/8"}
 LISTEN = "daemon.metrics_listen"
 FILE = "daemon.metrics_file"
+HIDDEN = "/tmp, /var/tmp, /home, /root, /run/user"  # noqa: S108 - names
 
 
 class Systemctl:
@@ -205,3 +209,36 @@ def test_which_endpoints_only_this_host_reaches() -> None:
     assert only_from_here(Settings())
     assert only_from_here(Settings(metrics_listen="[::1]:1"))
     assert not only_from_here(Settings(metrics_listen="[::]:1"))
+
+
+@pytest.mark.parametrize(
+    ("properties", "user", "keys"),
+    [
+        ({}, "nobody", ["daemon.user"]),
+        ({}, "nfq-guard", []),
+        ({}, "", []),
+        ({"User": ""}, "nobody", []),
+        ({"User": "nobody"}, "nobody", []),
+    ],
+)
+def test_a_user_that_a_service_of_another_cannot_become(
+    properties: dict[str, str], user: str, keys: list[str]
+) -> None:
+    assert refused(properties, user=user) == keys
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("/home/site.toml", [f"files that nfq-guard.service sees: its sandbox hides {HIDDEN}"]),
+        ("/etc/nfq-guard/site.toml", []),
+    ],
+)
+def test_a_policy_that_the_sandbox_hides(file: str, expected: list[str]) -> None:
+    sandbox = sandbox_of(
+        Path("/etc/nfq-guard/nfq-guard.toml"), Systemctl("nfq-guard.service", SHIPPED)
+    )
+    assert sandbox is not None
+    config = dataclasses.replace(load_config(None), files={file: b""})
+    found = [str(one) for one in unit.refused(config, sandbox)]
+    assert found == [f"expected {text}, found {file}" for text in expected]

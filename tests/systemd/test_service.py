@@ -415,6 +415,25 @@ def test_check_refuses_what_the_sandbox_does_not_let_work(guest: Guest) -> None:
         guest.sh(f"rm -f {drop_in}/{{metrics,more,pods}}.conf; systemctl daemon-reload")
 
 
+def test_check_knows_the_user_of_the_service(guest: Guest) -> None:
+    """Which is not the one who runs it: root reads every file."""
+    guest.configure('user = "nobody"')
+    said = guest.sh("nfq-guard check", check=False)
+    assert "daemon.user: expected nothing, because nfq-guard.service runs as nfq-guard" in said
+    doctor = guest.sh("nfq-guard doctor", check=False)
+    assert "cannot start with this configuration: /etc/nfq-guard/nfq-guard.toml" in doctor
+    policy = "/etc/nfq-guard/site.toml"
+    guest.configure("", f'include = "{policy}"')
+    guest.sh(f"printf '[policy]\ndefault = \"log\"\n' >{policy}; chmod 600 {policy}")
+    try:
+        assert f"may read as nfq-guard, found {policy}" in guest.sh("nfq-guard check", check=False)
+        guest.sh(f"chgrp nfq-guard {policy}; chmod 640 {policy}; nfq-guard check")
+        guest.sh("systemctl restart nfq-guard")
+        assert "config_refused" not in guest.sh("nfq-guard status")
+    finally:
+        guest.sh(f"rm {policy}")
+
+
 def test_reload_finds_a_control_socket_of_any_path(guest: Guest) -> None:
     """Without one, the file is checked before the daemon gets a signal."""
     for path in ("/run/nfq-guard/another.sock", ""):
@@ -468,6 +487,7 @@ def test_legacy_rules_follow_a_mode(guest: Guest) -> None:
             configure(mode)  # what `rules verify` compares with
             follow(mode)
         assert guest.show("MainPID") == pid
+        assert "Cannot store" not in guest.sh("journalctl -u nfq-guard --no-pager -o cat")
         capabilities = guest.sh(f"grep -h Cap /proc/{pid}/status")
         assert capabilities.count("0000000000001000") == 5, "CAP_NET_ADMIN alone"
     finally:
@@ -873,3 +893,31 @@ def test_the_first_day_as_installed(guest: Guest, queues: str) -> None:
         assert found is not None, said
         assert int(found[1]) >= 5
         guest.sh(f"nfq-guard report {file} -o /tmp/report.html && test -s /tmp/report.html")
+
+
+# Four hundred packets of one flow without an entry; the sender is told of those that are offloaded.
+_REPEATS: Final = """
+import contextlib, socket, struct, time
+out = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+rst = struct.pack(">HHIIBBHHH", 30000, 443, 1, 0, 0x50, 0x04, 0, 0, 0)
+for _ in range(400):
+    with contextlib.suppress(PermissionError):
+        out.sendto(rst, ("127.0.0.1", 0))
+    time.sleep(0.001)
+"""
+
+
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+def test_the_kernel_drops_a_flood_of_repeats(guest: Guest, backend: str) -> None:
+    """The daemon fills the set of the offload, with the privileges of the unit in its sandbox."""
+    guest.configure(
+        f'mode = "enforce"\nbackend = "{backend}"\noffload = true\noffload_after = 10',
+        'default = "drop"\non_unknown = "drop"\ni_know = "drops everything"',
+    )
+    guest.sh("systemctl restart nfq-guard")
+    pid = guest.show("MainPID")
+    guest.sh(f"python3 -c '{_REPEATS}'; systemctl stop nfq-guard")
+    stopped = event(guest, pid, "stopped")
+    judged, offloaded = int(stopped["NFQ_PACKETS"]), int(stopped["NFQ_OFFLOAD_DROPS"])
+    assert judged + offloaded == 400
+    assert 10 <= judged < 100
