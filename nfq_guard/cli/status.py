@@ -162,8 +162,10 @@ def _rules(rules: RulesStatus) -> str:
     if rules.state is RulesState.DIFFER:
         differences = "; ".join(rules.differences)
         return paint(f"differ{when}: {differences}", Style.RED)
+    # The kernel has shown the jumps to our chains, not what is in them.
+    compared = ", not compared with the configuration" if state is RulesState.IN_PLACE else ""
     problem = f": {rules.problem}" if rules.problem else ""
-    return f"{state}{when}{problem}"
+    return f"{state}{when}{compared}{problem}"
 
 
 def _raw_rules(status: Status) -> list[str]:

@@ -47,6 +47,8 @@ def test_rules_that_differ_and_rules_that_were_not_checked() -> None:
     assert "differ (3 s ago): a; b" in text(rules=rules_status(RulesState.DIFFER, "a", "b"))
     shown = text(rules=rules_status(RulesState.FORBIDDEN, problem="CAP_NET_ADMIN is missing"))
     assert "not checked (3 s ago): CAP_NET_ADMIN is missing" in shown
+    shown = text(rules=rules_status(RulesState.IN_PLACE, problem="CAP_NET_RAW is missing"))
+    assert "in place (3 s ago), not compared with the configuration: CAP_NET_RAW is mis" in shown
 
 
 def test_losses_are_shown_where_there_are_any() -> None:
