@@ -29,13 +29,18 @@ _DIRECTORIES_OF_STREAMS: Final = frozenset(map(Path, ("/dev", "/dev/fd", "/proc/
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, permissions: int | None = None) -> Iterator[BinaryIO]:
     """Open a file for writing, which gets the name `path` once it is complete.
 
     Until then it is a new file with a random name: nothing is written to a link or a file that
     another user planted. If the block raises, the file is removed, and an existing `path` is
     unchanged. A link or a pipe of another user is replaced if the kernel allows it. A pipe or
     device of the caller or of root, or a link to one, is written to directly.
+
+    Args:
+        path: The file.
+        permissions: Its permissions; None for those of the file that it replaces, or else by the
+            umask.
 
     Raises:
         OSError: It cannot be written.
@@ -56,7 +61,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     try:
         with file:
             yield file
-            mode = _mode_to_keep(path)
+            mode = _mode_to_keep(path) if permissions is None else permissions
             if mode is not None:
                 os.fchmod(file.fileno(), mode)
         unfinished.replace(path)

@@ -99,7 +99,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             key at each start.
         metrics_listen: Address and port of an endpoint with /metrics and /healthz, such as
             `127.0.0.1:9477`, for a daemon without `nfq-guard-metrics.socket`; empty for none.
-        metrics_file: File for the textfile collector of node_exporter; empty for none.
+        metrics_file: File for the textfile collector of node_exporter, which all users may read;
+            empty for none.
         rules: Whether the daemon installs and removes its rules in the packet filter (`install`);
             or another program does, and the daemon restores rules that were changed meanwhile
             (`keep`) or not (`none`). In the service root installs and removes them, unless it is

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _RULES_MAX: Final = 256
 _OTHER_RULES: Final = "..."
 _MICROSECOND: Final = 1e-6
+# Permissions of the file for node_exporter.
+_READABLE: Final = 0o644
 # Upper bounds of the exported buckets, as numbers of bits: 32 us to 16.8 s, and 15 bytes to half of
 # the number space.
 _LATENCY_BITS: Final = range(5, 25)
@@ -125,8 +127,11 @@ class Exposition:
         return rendered[1]
 
     def write(self, path: Path) -> None:
-        """Write the exposition for node_exporter's textfile collector, atomically."""
-        with replacing(path) as file:
+        """Write the exposition for node_exporter's textfile collector, atomically.
+
+        All users may read it, because node_exporter is another one, whatever the umask is.
+        """
+        with replacing(path, _READABLE) as file:
             file.write(self.text())
 
     def _samples(self, metric: Metric, observed: Observed) -> Samples:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 import os
+import stat
 import subprocess
 import threading
 from pathlib import Path
@@ -216,6 +217,19 @@ def test_the_unfinished_textfile_has_no_name_that_others_can_guess(tmp_path: Pat
     Exposition(observed(Stats())).write(tmp_path / "nfq_guard.prom")
     assert victim.read_bytes() == b"theirs"
     assert "nfq_guard_packets_total" in (tmp_path / "nfq_guard.prom").read_text()
+
+
+def test_the_file_is_for_another_user(tmp_path: Path) -> None:
+    """Whatever the umask of the service, and the permissions that an earlier version gave it."""
+    path = tmp_path / "guard.prom"
+    umask = os.umask(0o077)
+    try:
+        for _ in range(2):
+            Exposition(observed()).write(path)
+            assert stat.S_IMODE(path.stat().st_mode) == 0o644
+            path.chmod(0o640)
+    finally:
+        os.umask(umask)
 
 
 def test_failed_write_of_the_file_is_reported_once(tmp_path: Path) -> None:
