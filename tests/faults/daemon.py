@@ -36,8 +36,7 @@ def reloads(at: Rig, size: Size, _rng: random.Random) -> Outcome:
         for _ in range(10):
             at.ask("reload", wait=True)
         with at.gateway.stream(_PPS) as stream:
-            # The first packets fill what is bounded, such as the history of flows.
-            wait_for(lambda: _grows_kb(pid) <= _SETTLED_KB)
+            _settle(guard)
             files_before, memory = files(pid), rss_kb(pid)
             for _ in range(size.reloads):
                 assert at.ask("reload", wait=True)["return"] == "OK"
@@ -56,6 +55,16 @@ def reloads(at: Rig, size: Size, _rng: random.Random) -> Outcome:
         and more_kb <= 1024,
         told.exact,
     )  # fmt: skip
+
+
+def _settle(guard: GuardProcess) -> None:
+    """Wait until a daemon with packets has all that it keeps.
+
+    The first packets fill what is bounded, such as the history of flows, and the daemon looks at
+    the rules of the host two seconds after its start.
+    """
+    wait_for(lambda: bool(guard.events("host_accepts")))
+    wait_for(lambda: _grows_kb(guard.process.pid) <= _SETTLED_KB)
 
 
 def _grows_kb(pid: int) -> int:
@@ -442,8 +451,9 @@ def full_table(at: Rig, size: Size, _rng: random.Random) -> Outcome:
     wanted = min(size.entries, limit)
     host.sysctl("netfilter.nf_conntrack_udp_timeout", 600)
     with at.start('fail_mode = "closed"', "queue_length = 8192").ready() as guard:
-        memory = rss_kb(guard.process.pid)
         with at.gateway.stream(_PPS) as stream:
+            _settle(guard)
+            memory = rss_kb(guard.process.pid)
             at.gateway.fill_conntrack(wanted + wanted // 50)
             entries = _number(host, "nf_conntrack_count")
             time.sleep(0.5)
