@@ -6,8 +6,10 @@ import sys
 
 
 def environment() -> dict[str, str]:
-    """The environment of a child: it imports from where this process does.
+    """The environment of a child: it imports from where this process does, and nowhere else.
 
-    The Debian package has its modules where only its launcher looks for them.
+    The Debian package has its modules where only its launcher looks for them. In the current
+    directory, where Python looks first, another user may have planted some.
     """
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    places = os.pathsep.join(filter(None, sys.path))
+    return os.environ | {"PYTHONPATH": places, "PYTHONSAFEPATH": "1"}
