@@ -6,6 +6,8 @@
 # PYTHON   interpreter of the service (/usr/bin/python3)
 # WHEELS   folder with all wheels, for a host without network; by default they are built here
 # HASHES   no: take the packages of that folder whatever their hashes are
+#
+# Root's Python takes no module (-P) from the directory in which this is run.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 tree=$(dirname "$here")
@@ -74,14 +76,14 @@ if [ -z "$wheels" ]; then
     wheels=$tree/build/wheels
     say "building wheels in $wheels, with the packet path compiled"
     rm -rf "$wheels" "$tree/build/install"
-    "$python" -m venv "$tree/build/install"
-    pip="$tree/build/install/bin/python -m pip --disable-pip-version-check --quiet"
+    "$python" -P -m venv "$tree/build/install"
+    pip="$tree/build/install/bin/python -P -m pip --disable-pip-version-check --quiet"
     $pip install --constraint "$tree/constraints.txt" --upgrade pip cython setuptools build ||
         fail "building the wheels needs the package registry; or name a folder with them: WHEELS=FOLDER"
     # Built from an sdist, because the build leaves compiled modules beside its sources.
     { SOURCE_DATE_EPOCH=1704067200 CFLAGS="${CFLAGS:-} -g0" $pip wheel --no-build-isolation --no-deps \
         --require-hashes --wheel-dir "$wheels" --requirement "$tree/requirements-source.txt" &&
-        "$tree/build/install/bin/python" -m build --outdir "$wheels" "$tree" >/dev/null &&
+        "$tree/build/install/bin/python" -P -m build --outdir "$wheels" "$tree" >/dev/null &&
         $pip wheel --constraint "$tree/constraints.txt" --find-links "$wheels" \
             --wheel-dir "$wheels" "$(echo "$wheels"/nfq_guard-*.whl)[report]"; } ||
         fail "the wheels cannot be built here; nothing is changed"
@@ -96,10 +98,10 @@ say "installing into $home"
 rm -rf "$new"
 # The service needs no pip: that of the interpreter's wheel installs the rest, and goes again. `venv`
 # would take longer to install it than all else takes.
-"$python" -m venv --without-pip "$new"
-"$python" -m zipfile -e "$pip_wheel" "$new/pip"
+"$python" -P -m venv --without-pip "$new"
+"$python" -P -m zipfile -e "$pip_wheel" "$new/pip"
 # By the hashes of what the registry has; netfilterqueue and nfq_guard were built on some host.
-install="env PYTHONPATH=$new/pip $new/bin/python -m pip --disable-pip-version-check --quiet install"
+install="env PYTHONPATH=$new/pip $new/bin/python -P -m pip --disable-pip-version-check --quiet install"
 install="$install --no-index --compile"
 said=$({ [ "${HASHES:-}" = no ] || $install --find-links "$wheels" --no-deps --require-hashes \
     --requirement "$tree/requirements.txt"; } 2>&1 &&
