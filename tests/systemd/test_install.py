@@ -70,7 +70,7 @@ def test_an_install_that_cannot_succeed_changes_nothing(guest: Guest) -> None:
 
 
 def test_uninstall_takes_all_but_the_configuration(guest: Guest) -> None:
-    """A second installation uses that configuration."""
+    """A second installation uses that configuration, and no modules of where it is run."""
     guest.configure('mode = "dry-run"\nqueue = 5')
     guest.sh(f"systemctl enable nfq-guard@blue && {INSTALLER} uninstall")
     old = "/etc/systemd/system/nfq-guard.service.d"
@@ -84,7 +84,10 @@ def test_uninstall_takes_all_but_the_configuration(guest: Guest) -> None:
         check=False,
     )
     assert left.split() == ["/etc/nfq-guard/nfq-guard.toml", old]
-    said = guest.install()
+    said = guest.install(
+        "mkdir /tmp/planted; cd /tmp/planted\n"
+        "for name in pip venv zipfile; do echo 'raise SystemExit(1)' >$name.py; done"
+    )
     assert not guest.sh(f"ls {old} 2>/dev/null", check=False)
     assert "reload --wait" in guest.show("ExecReload")
     assert "keeping /etc/nfq-guard/nfq-guard.toml" in said
