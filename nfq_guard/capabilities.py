@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+CHOWN: Final = 0
 DAC_OVERRIDE: Final = 1
 DAC_READ_SEARCH: Final = 2
 NET_BIND_SERVICE: Final = 10
@@ -20,6 +21,7 @@ PERFMON: Final = 38
 BPF: Final = 39
 
 _NAMES: Final = {
+    CHOWN: "CAP_CHOWN",
     DAC_OVERRIDE: "CAP_DAC_OVERRIDE",
     DAC_READ_SEARCH: "CAP_DAC_READ_SEARCH",
     NET_BIND_SERVICE: "CAP_NET_BIND_SERVICE",

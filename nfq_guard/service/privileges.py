@@ -60,10 +60,11 @@ def give_up(
     notes: list[str] = []
     if user is not None:
         _give_runtime_directory(user)
+    elif settings.rules != "none" and os.geteuid() == 0 and _is_of_another(lock.FOLDER):
+        kept |= 1 << capabilities.CHOWN  # each lock belongs to the owner of the directory
     if capabilities.has(capabilities.DAC_OVERRIDE):
         wanted = [*((path, _READ) for path in read), *_files(settings)]
-        if user is not None:
-            wanted += _files_of_root(settings)
+        wanted += _files_of_others(settings, is_root=user is None)
         barred = capabilities.first_barred(kept, user, wanted)
         if barred is not None:
             kept |= 1 << capabilities.DAC_OVERRIDE
@@ -110,6 +111,13 @@ def _give_runtime_directory(user: pwd.struct_passwd) -> None:
         os.chown(lock.FOLDER, user.pw_uid, user.pw_gid, follow_symlinks=False)
     except OSError as error:
         raise UsageError(f"{lock.FOLDER} cannot be given to {user.pw_name}: {error}") from None
+
+
+def _is_of_another(folder: Path) -> bool:
+    """Whether a directory exists and belongs to another user, such as that of the service."""
+    with suppress(OSError):
+        return folder.stat().st_uid != os.geteuid()
+    return False
 
 
 def _needed(settings: Settings) -> int:
@@ -166,13 +174,16 @@ def _files(settings: Settings) -> Iterator[tuple[Path, int]]:
             yield Path(name).parent, _WRITE
 
 
-def _files_of_root(settings: Settings) -> Iterator[tuple[Path, int]]:
-    """The other files that possibly only root can access, each with the access needed."""
-    # The daemon imports some modules after its start.
+def _files_of_others(settings: Settings, *, is_root: bool) -> Iterator[tuple[Path, int]]:
+    """The other files, which may belong to root or to another user, each with the access needed.
+
+    The daemon imports some modules after its start. The directory of the locks belongs to the user
+    of the service where that is installed, and root without CAP_DAC_OVERRIDE is any other user.
+    """
     yield from ((Path(__file__), _READ), (Path(os.__file__), _READ))
     if settings.rules != "none":
         yield lock.FOLDER, _WRITE
-        if firewall_of(settings).described_choice().backend is Backend.LEGACY:
+        if not is_root and firewall_of(settings).described_choice().backend is Backend.LEGACY:
             yield _XTABLES_LOCK, _READ | os.W_OK
     if log_settings.FOLDER.exists():
         yield log_settings.FOLDER, _WRITE

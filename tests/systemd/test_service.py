@@ -895,6 +895,21 @@ def test_the_first_day_as_installed(guest: Guest, queues: str) -> None:
         guest.sh(f"nfq-guard report {file} -o /tmp/report.html && test -s /tmp/report.html")
 
 
+def test_by_hand_beside_the_service(guest: Guest) -> None:
+    """The directory of the locks belongs to the user of the service, and root is another."""
+    guest.sh("ip netns add hand; printf '[daemon]\ncontrol_socket = \"\"\n' >/run/hand.toml")
+    try:
+        said = guest.sh(
+            "ip netns exec hand timeout --preserve-status --signal TERM 2 "
+            "nfq-guard run --config /run/hand.toml"
+        )
+    finally:
+        guest.sh("ip netns del hand; rm /run/hand.toml")
+    assert "keeps CAP_DAC_OVERRIDE, because /run/nfq-guard is not open to its user" in said
+    assert '"capabilities":["CAP_CHOWN","CAP_DAC_OVERRIDE","CAP_NET_ADMIN","CAP_NET_RAW"]' in said
+    assert '"stopped"' in said
+
+
 # Four hundred packets of one flow without an entry; the sender is told of those that are offloaded.
 _REPEATS: Final = """
 import contextlib, socket, struct, time
