@@ -108,7 +108,7 @@ def test_install_upgrade_remove_and_purge(machine: Guest, package: Path, older: 
     )
     machine.sh(f"python3 -m zipfile -e {WHEELS}/scapy-*.whl {_PACKAGES}")
     try:
-        assert "survived" in machine.sh("nfq-guard lab demo")
+        assert "next request: answered" in machine.sh("nfq-guard lab demo")
     finally:
         machine.sh(f"rm -r {_PACKAGES}/scapy*")
     process = machine.show("MainPID")
