@@ -64,7 +64,7 @@ def give_up(
         kept |= 1 << capabilities.CHOWN  # each lock belongs to the owner of the directory
     if capabilities.has(capabilities.DAC_OVERRIDE):
         wanted = [*((path, _READ) for path in read), *_files(settings)]
-        wanted += _files_of_others(settings, is_root=user is None)
+        wanted += _files_of_others(settings, by_another=user is not None)
         barred = capabilities.first_barred(kept, user, wanted)
         if barred is not None:
             kept |= 1 << capabilities.DAC_OVERRIDE
@@ -174,7 +174,7 @@ def _files(settings: Settings) -> Iterator[tuple[Path, int]]:
             yield Path(name).parent, _WRITE
 
 
-def _files_of_others(settings: Settings, *, is_root: bool) -> Iterator[tuple[Path, int]]:
+def _files_of_others(settings: Settings, *, by_another: bool) -> Iterator[tuple[Path, int]]:
     """The other files, which may belong to root or to another user, each with the access needed.
 
     The daemon imports some modules after its start. The directory of the locks belongs to the user
@@ -183,7 +183,7 @@ def _files_of_others(settings: Settings, *, is_root: bool) -> Iterator[tuple[Pat
     yield from ((Path(__file__), _READ), (Path(os.__file__), _READ))
     if settings.rules != "none":
         yield lock.FOLDER, _WRITE
-        if not is_root and firewall_of(settings).described_choice().backend is Backend.LEGACY:
+        if by_another and firewall_of(settings).described_choice().backend is Backend.LEGACY:
             yield _XTABLES_LOCK, _READ | os.W_OK
     if log_settings.FOLDER.exists():
         yield log_settings.FOLDER, _WRITE

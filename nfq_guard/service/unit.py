@@ -148,22 +148,22 @@ def refused(config: Config, sandbox: Sandbox) -> list[Mistake]:
     Call it while the process has only one thread.
     """
     found = list(mistakes(config.settings, config.source, sandbox))
-    return found or list(_unread(config.files, sandbox))
+    unread = None if found else _unread(config.files, sandbox)
+    return found if unread is None else [unread]
 
 
-def _unread(files: Iterable[str], sandbox: Sandbox) -> Iterator[Mistake]:
-    """The first file of a configuration that the service cannot read, although root can."""
+def _unread(files: Iterable[str], sandbox: Sandbox) -> Mistake | None:
+    """A file of a configuration that the service cannot read, although root can."""
     paths = [Path(name).absolute() for name in files]
-    hidden = next((path for path in paths if _is_hidden(str(path), sandbox)), None)
-    barred = None if hidden is not None else _barred(paths, sandbox)
-    if hidden is not None:
-        yield Mistake(
-            "",
-            f"files that {sandbox.unit} sees: its sandbox hides {', '.join(sandbox.hidden)}",
-            str(hidden),
-        )
-    if barred is not None:
-        yield Mistake("", f"files that {sandbox.unit} may read as {sandbox.user}", str(barred))
+    for path in paths:
+        if _is_hidden(str(path), sandbox):
+            hidden = ", ".join(sandbox.hidden)
+            expected = f"files that {sandbox.unit} sees: its sandbox hides {hidden}"
+            return Mistake("", expected, str(path))
+    barred = _barred(paths, sandbox)
+    if barred is None:
+        return None
+    return Mistake("", f"files that {sandbox.unit} may read as {sandbox.user}", str(barred))
 
 
 def _barred(paths: list[Path], sandbox: Sandbox) -> Path | None:
