@@ -72,6 +72,9 @@ _SHORT_SERVICE: Final = (
     "test_a_restart_replaces_the_evidence_of_an_earlier_configuration",
     "test_a_rule_of_the_host_leads_to_our_queue",
     "test_rules_that_are_impossible_here_are_not_tried_again",
+    "test_check_knows_the_user_of_the_service",
+    "test_by_hand_beside_the_service",
+    "test_the_kernel_drops_a_flood_of_repeats",
     "test_as_installed_it_saves_a_connection", "test_stop_leaves_nothing_behind",
 )  # fmt: skip
 # Tests of the service that need the window.
