@@ -11,8 +11,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
 
 from nfq_guard.lab.netns import Namespace, veth
+from nfq_guard.lab.pace import limit
 from tests.support.queue import GuardProcess, configured, import_path, typed, wait_for
 
 pytestmark = pytest.mark.kernel
@@ -207,3 +209,40 @@ def test_half_of_each_connection_is_hidden(namespace: Make, tmp_path: Path, queu
         router.works(6, NONE)
         forged(6)
         assert guard.stop() == 0
+
+
+def test_a_new_worker_knows_of_hidden_halves(namespace: Make, tmp_path: Path) -> None:
+    """From its first packet on: the daemon stops as soon as the worker's process exists."""
+    with ExitStack() as stack:
+        router = Router(namespace, stack)
+        lines = ('mode = "enforce"', "log_interval_s = 0")
+        config = configured(tmp_path / "c", *lines, policy=POLICY)
+        router.add(*HALF[9001])
+        guard = stack.enter_context(
+            GuardProcess(
+                router.host, tmp_path / "log", "--config", config, "--queues", "7:8"
+            ).ready()
+        )
+        wait_for(lambda: bool(guard.events("half_hidden")))
+        router.works(4, 9001)
+        old = worker_of_queue_7(guard.process.pid)
+        os.kill(old, signal.SIGKILL)
+        until = time.monotonic() + limit(30)
+        while worker_of_queue_7(guard.process.pid) in {0, old}:
+            assert time.monotonic() < until
+        guard.process.send_signal(signal.SIGSTOP)
+        bound = Path(f"/proc/{guard.process.pid}/net/netfilter/nfnetlink_queue")
+        wait_for(lambda: any(line.split()[0] == "7" for line in bound.read_text().splitlines()))
+        router.works(4, 9001)
+        guard.process.send_signal(signal.SIGCONT)
+        assert guard.stop() == 0
+        assert guard.events("packet_judged") == []
+
+
+def worker_of_queue_7(daemon: int) -> int:
+    """The process id of the daemon's worker for that queue; 0 for none."""
+    for pid in Path(f"/proc/{daemon}/task/{daemon}/children").read_text().split():
+        with suppress(OSError):  # it has ended
+            if Path(f"/proc/{pid}/comm").read_text().strip() == "nfq-guard/7":
+                return int(pid)
+    return 0

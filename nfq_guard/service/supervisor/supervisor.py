@@ -65,6 +65,7 @@ from nfq_guard.service.supervisor.worker_main import (
 )
 from nfq_guard.service.supervisor.workers import QueueState, ServedQueues, WorkerState
 from nfq_guard.service.worker.history import DumpEntry, newest
+from nfq_guard.service.worker.queue_server import QueueServer
 from nfq_guard.telemetry.events import (
     MessageRefused,
     Note,
@@ -345,9 +346,16 @@ class Supervisor:
         kept = {end.fileno(), log_fd} | self._inherited(queue_num)
         detach(f"nfq-guard/{queue_num}", kept)
         events = self._events.for_worker(LineSink(log_fd))
-        WorkerProcess(end, queue_num, events, self._loaded, self._read).run(
-            self._open_queue(queue_num, self._mode)
-        )
+        open_queue = self._open_queue(queue_num, self._mode)
+
+        def opened(
+            loaded: LoadedPolicy, events: EventLog, loop: Loop, notes: list[str]
+        ) -> QueueServer:
+            serving = open_queue(loaded, events, loop, notes)
+            serving.set_raw_rules(self._raw_rules)
+            return serving
+
+        WorkerProcess(end, queue_num, events, self._loaded, self._read).run(opened)
         events.close(time.monotonic())
 
     def _receive(self, handle: WorkerHandle) -> None:
@@ -374,8 +382,6 @@ class Supervisor:
                 handle.serving(report)
                 order = SetMode(mode=self._mode, unjudged_mark=self._unjudged_mark)
                 self._insist(handle, order)
-                if self._raw_rules:
-                    self._insist(handle, SetRawRules(rules=self._raw_rules))
                 if handle.restarts == 0 and handle is self._handles[0]:
                     for note in report.notes:
                         self._events.emit(Note(text=note))
