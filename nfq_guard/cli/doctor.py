@@ -169,7 +169,7 @@ def _configuration(reading: ConfigReading, path: Path) -> Check:
     more = f" and {len(mistakes) - 1} more" if len(mistakes) > 1 else ""
     return problem(
         "configuration",
-        f"the guard cannot start with this configuration: {reading.source}: {mistakes[0]}{more}",
+        f"the guard cannot use this configuration: {reading.source}: {mistakes[0]}{more}",
         "fix the errors that `nfq-guard check` reports",
     )
 

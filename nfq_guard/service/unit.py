@@ -40,6 +40,7 @@ class Sandbox(NamedTuple):
         sockets: Families of sockets that it may open; None for all.
         networks: Networks with which it may exchange packets; None for all.
         writable: Directories in which it may write; None for all.
+        owned: Directories that systemd makes for it, and gives to its user.
         hidden: Directories of the host that the unit hides, or whose files it hides.
         reads_all: Whether it may read the files of root.
         user: The user of its service; empty for root.
@@ -50,6 +51,7 @@ class Sandbox(NamedTuple):
     sockets: tuple[str, ...] | None = ("AF_UNIX", "AF_NETLINK")
     networks: tuple[str, ...] | None = ()
     writable: tuple[str, ...] | None = _WRITABLE
+    owned: tuple[str, ...] = _WRITABLE
     hidden: tuple[str, ...] = (*_TEMPORARY, *_HOMES)
     reads_all: bool = False
     user: str = "nfq-guard"
@@ -75,6 +77,7 @@ def sandbox_of(config: Path, runner: Runner) -> Sandbox | None:
         sockets=tuple(has.get("RestrictAddressFamilies", "").split()) or None,
         networks=tuple(has.get("IPAddressAllow", "").split()) if denied else None,
         writable=(*owned, *_paths(has.get("ReadWritePaths", ""))) if strict else None,
+        owned=tuple(owned),
         hidden=tuple(_hidden(has)),
         reads_all=_READS_ALL in has.get("AmbientCapabilities", "").split()
         or (user in _ROOT and _READS_ALL in bounding),
@@ -148,8 +151,10 @@ def refused(config: Config, sandbox: Sandbox) -> list[Mistake]:
     Call it while the process has only one thread.
     """
     found = list(mistakes(config.settings, config.source, sandbox))
-    unread = None if found else _unread(config.files, sandbox)
-    return found if unread is None else [unread]
+    if found:
+        return found
+    unread = _unread(config.files, sandbox)
+    return [*_unwritten(config.settings, sandbox)] if unread is None else [unread]
 
 
 def _unread(files: Iterable[str], sandbox: Sandbox) -> Mistake | None:
@@ -166,15 +171,35 @@ def _unread(files: Iterable[str], sandbox: Sandbox) -> Mistake | None:
     return Mistake("", f"files that {sandbox.unit} may read as {sandbox.user}", str(barred))
 
 
-def _barred(paths: list[Path], sandbox: Sandbox) -> Path | None:
-    """The first file that the user of the service may not read; None where that is unknown."""
-    if not sandbox.user or sandbox.reads_all or sandbox.more_groups or os.geteuid() != 0:
+def _unwritten(settings: Settings, sandbox: Sandbox) -> Iterator[Mistake]:
+    """Settings that name what the service cannot write, although root can."""
+    for key, what, name in _written(settings):
+        path = Path("/", name)
+        # A log continues; the other files are made anew, beside an earlier one.
+        continued = key in {"log", "events_file"} and path.exists()
+        place = path if continued or what == "directory" else path.parent
+        if str(place) in sandbox.owned or path.is_relative_to("/dev"):
+            continue
+        if _barred([place], sandbox, os.W_OK if continued else os.W_OK | os.X_OK):
+            expected = f"a {what} that {sandbox.unit} may write as {sandbox.user}"
+            yield Mistake(f"{TABLE}.{key}", expected, shown(name))
+        elif os.geteuid() == 0 and not place.exists():
+            expected = "a directory that exists"
+            if what != "directory":
+                expected = f"a {what} in {expected}"
+            yield Mistake(f"{TABLE}.{key}", expected, shown(name))
+
+
+def _barred(paths: list[Path], sandbox: Sandbox, mode: int = os.R_OK) -> Path | None:
+    """The first file that the user of the service may not access; None where that is unknown."""
+    if not sandbox.user or sandbox.more_groups or os.geteuid() != 0:
         return None
     try:
         user = pwd.getpwnam(sandbox.user)
     except KeyError:
         return None
-    return capabilities.first_barred(0, user, ((path, os.R_OK) for path in paths))
+    kept = 1 << capabilities.DAC_READ_SEARCH if sandbox.reads_all else 0
+    return capabilities.first_barred(kept, user, ((path, mode) for path in paths))
 
 
 def cautions(settings: Settings, source: str) -> Iterator[Caution]:

@@ -2,9 +2,11 @@
 """Settings that the sandbox of the installed unit does not permit are mistakes."""
 
 import dataclasses
+import tempfile
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from nfq_guard.firewall.xtables import Result
@@ -242,3 +244,33 @@ def test_a_policy_that_the_sandbox_hides(file: str, expected: list[str]) -> None
     config = dataclasses.replace(load_config(None), files={file: b""})
     found = [str(one) for one in unit.refused(config, sandbox)]
     assert found == [f"expected {text}, found {file}" for text in expected]
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("reads_all", [False, True])
+def test_what_the_user_of_a_service_cannot_write(*, reads_all: bool) -> None:
+    """Root, who may write everything, asks for the user."""
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        place.chmod(0o755)
+        config = load_config(None)
+        sandbox = unit.Sandbox(
+            "a.service", writable=None, owned=(name,), hidden=(), reads_all=reads_all, user="nobody"
+        )
+
+        def found(**settings: str | tuple[str, ...]) -> list[str]:
+            changed = msgspec.structs.replace(config.settings, control_socket="", **settings)
+            return [
+                one.key
+                for one in unit.refused(dataclasses.replace(config, settings=changed), sandbox)
+            ]
+
+        assert found(log=(f"{name}/log", "/dev/stderr"), events_file=f"{name}/events") == []
+        (place / "log").touch(mode=0o644)
+        assert found(log=(f"{name}/log",)) == ["daemon.log"]
+        assert found(metrics_file=f"{name}/log") == []  # a new file takes its place
+        assert found(metrics_file=f"{name}/of/m") == ["daemon.metrics_file"]
+        (place / "of").mkdir(mode=0o755)
+        assert found(capture_dir=f"{name}/of") == ["daemon.capture_dir"]
+        (place / "of").chmod(0o777)
+        assert found(capture_dir=f"{name}/of", metrics_file=f"{name}/of/m") == []

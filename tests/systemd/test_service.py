@@ -421,7 +421,7 @@ def test_check_knows_the_user_of_the_service(guest: Guest) -> None:
     said = guest.sh("nfq-guard check", check=False)
     assert "daemon.user: expected nothing, because nfq-guard.service runs as nfq-guard" in said
     doctor = guest.sh("nfq-guard doctor", check=False)
-    assert "cannot start with this configuration: /etc/nfq-guard/nfq-guard.toml" in doctor
+    assert "cannot use this configuration: /etc/nfq-guard/nfq-guard.toml" in doctor
     policy = "/etc/nfq-guard/site.toml"
     guest.configure("", f'include = "{policy}"')
     guest.sh(f"printf '[policy]\ndefault = \"log\"\n' >{policy}; chmod 600 {policy}")
@@ -432,6 +432,29 @@ def test_check_knows_the_user_of_the_service(guest: Guest) -> None:
         assert "config_refused" not in guest.sh("nfq-guard status")
     finally:
         guest.sh(f"rm {policy}")
+
+
+def test_check_knows_what_the_service_cannot_write(guest: Guest) -> None:
+    """Although root, who runs it, can: files and directories of root, and missing directories."""
+    log, data = "/var/log/nfq-guard/own", "/var/lib/nfq-guard/own"
+    guest.sh(f"rm -rf {log} {data}")
+    for setting, script, expected in (
+        (f'log = "{log}"', f"install -m 600 /dev/null {log}", "a file that nfq-guard.service may"),
+        (f'metrics_file = "{data}/m.prom"', "true", "a file in a directory that exists"),
+        (f'metrics_file = "{data}/m.prom"', f"mkdir {data}", "a file that nfq-guard.service may"),
+        (f'capture_dir = "{data}"', "true", "a directory that nfq-guard.service may write"),
+    ):
+        guest.configure(setting)
+        guest.sh(script)
+        assert f"expected {expected}" in guest.sh("nfq-guard check", check=False), setting
+    assert "cannot use this configuration" in guest.sh("nfq-guard doctor", check=False)
+    try:
+        guest.sh(f"chown nfq-guard {log} {data}")
+        guest.configure(f'log = "{log}"\nmetrics_file = "{data}/m.prom"\ncapture_dir = "{data}"')
+        guest.sh(f"nfq-guard check; systemctl restart nfq-guard; test -s {log}")
+        guest.until(lambda: bool(guest.sh(f"ls {data}")), "its metrics")
+    finally:
+        guest.sh(f"rm -r {log} {data}")
 
 
 def test_reload_finds_a_control_socket_of_any_path(guest: Guest) -> None:
