@@ -106,6 +106,12 @@ def pin(pid: int, cpu: int) -> None:
         os.sched_setaffinity(pid, {cpu})
 
 
+def unpin(pid: int) -> None:
+    """Let all threads of a process run on every CPU, and what it starts from then on."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(task.name), range(os.cpu_count() or 1))
+
+
 def softirq_threads() -> list[int]:
     """Pids of the kernel's ksoftirqd threads, which run deferred softirqs."""
     found: list[int] = []

@@ -26,6 +26,9 @@ _EVENTS_MAX: Final = 32
 _DONE: Final = b"\0"
 # A descriptor whose call keeps raising must not use all CPU time while the daemon ends.
 _PAUSE_S: Final = 0.01
+# How long a thread that computes keeps the interpreter once the loop wants it. Python's default is
+# 5 ms, and the loop wants it twice a turn; benchmarks/README.md has what that costs.
+_YIELD_S: Final = 0.0001
 # How often the loop looks for threads that ended without a result, while there are any.
 _LOOK_S: Final = 0.5
 
@@ -85,6 +88,8 @@ class Loop:
         for end in (self._waker, self._woken):
             end.settimeout(0)
         self._wakeup_before = signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+        self._yield_before_s = sys.getswitchinterval()
+        sys.setswitchinterval(_YIELD_S)
         self.watch(self._woken.fileno(), self._take_signals)
 
     def __enter__(self) -> Self:
@@ -209,7 +214,8 @@ class Loop:
             self._call_due(now)
 
     def close(self) -> None:
-        """Restore signal handlers, and close."""
+        """Restore signal handlers and the interpreter's interval, and close."""
+        sys.setswitchinterval(self._yield_before_s)
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]  # what signal() gave us
         signal.set_wakeup_fd(self._wakeup_before)

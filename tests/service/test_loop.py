@@ -109,6 +109,28 @@ def test_background_work_comes_back_to_the_loop() -> None:
         assert told[1] == "no"
 
 
+def test_a_thread_that_computes_yields_to_the_loop() -> None:
+    """Packets wait for the loop, and every thread of the daemon computes in Python."""
+    before = sys.getswitchinterval()
+
+    def compute() -> int:
+        return sum(number for number in range(3_000_000))
+
+    def rounds(interval_s: float | None) -> int:
+        with Loop() as loop:
+            if interval_s is not None:
+                sys.setswitchinterval(interval_s)
+            loop.background(compute, lambda _: None, lambda _: None)
+            found = 0
+            while loop.busy:
+                loop.turn(0)
+                found += 1
+        return found
+
+    assert rounds(None) > 5 * rounds(before)
+    assert sys.getswitchinterval() == before
+
+
 def test_run_until_done() -> None:
     with Loop() as loop:
         rounds: list[float] = []
