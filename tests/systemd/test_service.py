@@ -391,6 +391,7 @@ def test_check_refuses_what_the_sandbox_does_not_let_work(guest: Guest) -> None:
         )
         return guest.sh("nfq-guard check; echo $?")
 
+    guest.sh("install -d -o nfq-guard /var/lib/node_exporter")
     guest.configure(
         'metrics_listen = "0.0.0.0:9477"\nmetrics_file = "/var/lib/node_exporter/guard.prom"'
     )
@@ -412,7 +413,10 @@ def test_check_refuses_what_the_sandbox_does_not_let_work(guest: Guest) -> None:
         assert "files of root" not in check("")
     finally:
         # Not those of the machine.
-        guest.sh(f"rm -f {drop_in}/{{metrics,more,pods}}.conf; systemctl daemon-reload")
+        guest.sh(
+            f"rm -f {drop_in}/{{metrics,more,pods}}.conf; rmdir /var/lib/node_exporter; "
+            "systemctl daemon-reload"
+        )
 
 
 def test_check_knows_the_user_of_the_service(guest: Guest) -> None:
