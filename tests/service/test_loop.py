@@ -3,7 +3,6 @@ import _thread
 import os
 import random
 import signal
-import statistics
 import subprocess
 import sys
 import threading
@@ -110,30 +109,11 @@ def test_background_work_comes_back_to_the_loop() -> None:
         assert told[1] == "no"
 
 
-def test_a_thread_that_computes_yields_to_the_loop() -> None:
-    """Packets wait for the loop, and every thread of the daemon computes in Python."""
+def test_threads_yield_to_the_loop_soon() -> None:
+    """`make bench` measures what it brings; the process has its interval back afterwards."""
     before = sys.getswitchinterval()
-
-    def done_a_round(interval_s: float | None) -> float:
-        """What a thread computes while the loop waits for the interpreter, as the median."""
-        done = [0]
-
-        def compute() -> None:
-            while done[0] < 3_000_000:
-                done[0] += 1
-
-        rounds: list[int] = []
-        with Loop() as loop:
-            if interval_s is not None:
-                sys.setswitchinterval(interval_s)
-            loop.background(compute, lambda _: None, lambda _: None)
-            while loop.busy:
-                begun = done[0]
-                loop.turn(0)
-                rounds.append(done[0] - begun)
-        return statistics.median(count for count in rounds if count)
-
-    assert done_a_round(before) > 5 * done_a_round(None)
+    with Loop():
+        assert sys.getswitchinterval() < before / 10
     assert sys.getswitchinterval() == before
 
 
