@@ -68,7 +68,10 @@ def run(results: Results, say: Callable[[str], None], *, quick: bool) -> None:
 def _while_rules_are_read(
     results: Results, say: Callable[[str], None], rounds: int, count: int
 ) -> None:
-    """One guard at a time, because each takes CPU time from the other."""
+    """The delay of packets while a thread of the guard reads a long ruleset, and without that.
+
+    One guard at a time, because each takes CPU time from the other.
+    """
     rules = (
         f"-A PREROUTING -s 198.18.{number >> 8}.{number & 255}/32 -p tcp -j CT --notrack"
         for number in range(_RULES)

@@ -73,6 +73,7 @@ _SHORT_SERVICE: Final = (
     "test_a_rule_of_the_host_leads_to_our_queue",
     "test_rules_that_are_impossible_here_are_not_tried_again",
     "test_check_knows_the_user_of_the_service",
+    "test_check_knows_what_the_service_cannot_write",
     "test_by_hand_beside_the_service",
     "test_the_kernel_drops_a_flood_of_repeats",
     "test_as_installed_it_saves_a_connection", "test_stop_leaves_nothing_behind",
