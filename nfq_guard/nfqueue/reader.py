@@ -22,7 +22,8 @@ from netfilterqueue import Packet as KernelPacket
 
 from nfq_guard import capabilities
 from nfq_guard.errors import BusyError, NfqGuardError, PrivilegeError, UnavailableError
-from nfq_guard.netlink.connection import enlarge
+from nfq_guard.netlink.connection import Connection, enlarge, responses
+from nfq_guard.netlink.messages import NLMSG_ERROR, error_in
 from nfq_guard.netlink.owner import is_socket_of, process_of
 from nfq_guard.nfqueue import counters, requests
 from nfq_guard.nfqueue.message import (
@@ -38,6 +39,7 @@ from nfq_guard.wire.packet import Queued
 # Bytes of a message besides the packet: headers and every attribute that the kernel may add.
 _OVERHEAD: Final = 512
 _ID_MASK: Final = 0xFFFFFFFF
+_BIND_TRIES: Final = 5
 _DONTWAIT: Final = int(socket.MSG_DONTWAIT)
 _FLAG_NAMES: Final = {requests.CONFIG_FAIL_OPEN: "fail-open", requests.CONFIG_GSO: "gso"}
 
@@ -90,6 +92,7 @@ class QueueReader:
             BusyError: Another process owns this queue.
             PrivilegeError: CAP_NET_ADMIN is missing.
             UnavailableError: This kernel has no NFQUEUE.
+            NfqGuardError: The library failed several times to bind a queue that is free.
         """
         self.queue_num = queue_num
         self.lost = 0
@@ -221,29 +224,39 @@ def _bound(
     queue_num: int, queue_length: int, copy_bytes: int, socket_buffer_bytes: int
 ) -> socket.socket:
     """The socket of a queue that the library has bound; arguments and errors as `QueueReader`."""
-    queue = _opened()
-    with warnings.catch_warnings():
-        # The buffer is smaller than requested; a note in the log reports it.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        try:
-            queue.bind(
-                queue_num,
-                _never_called,
-                queue_length,
-                # Immediately: packets of a bound queue that does not copy yet are dropped.
-                COPY_PACKET,
-                copy_bytes,
-                socket_buffer_bytes,
-            )
-        except OSError:
-            raise _why_not(queue, queue_num) from None
-    bound = socket.socket(fileno=os.dup(queue.get_fd()))
-    # The library's object unbinds its queue when it is freed, in compiled code after its last use.
-    # That happens here, with another file in place of its socket.
-    with Path(os.devnull).open("rb") as nothing:
-        os.dup2(nothing.fileno(), queue.get_fd(), inheritable=False)
-    queue.unbind()
-    return bound
+    for _ in range(_BIND_TRIES):
+        queue = _opened()
+        # The library waits for the kernel's answers among packets; if these overrun the buffer
+        # meanwhile, it reports that the kernel refused.
+        with socket.socket(fileno=os.dup(queue.get_fd())) as early:
+            enlarge(early, socket_buffer_bytes)
+        with warnings.catch_warnings():
+            # The buffer is smaller than requested; a note in the log reports it.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            try:
+                queue.bind(
+                    queue_num,
+                    _never_called,
+                    queue_length,
+                    # Immediately: packets of a bound queue that does not copy yet are dropped.
+                    COPY_PACKET,
+                    copy_bytes,
+                    socket_buffer_bytes,
+                )
+            except OSError:
+                _raise_unless_free(queue_num)
+                continue
+        bound = socket.socket(fileno=os.dup(queue.get_fd()))
+        # The library's object unbinds its queue when it is freed, in compiled code after its last
+        # use. That happens here, with another file in place of its socket.
+        with Path(os.devnull).open("rb") as nothing:
+            os.dup2(nothing.fileno(), queue.get_fd(), inheritable=False)
+        queue.unbind()
+        return bound
+    raise NfqGuardError(
+        f"queue {queue_num} cannot be bound, though no process owns it: perhaps its packets fill"
+        f" the socket buffer of {socket_buffer_bytes} bytes before the kernel has answered"
+    )
 
 
 def _owns(kept: socket.socket, queue_num: int) -> bool:
@@ -271,21 +284,22 @@ def _no_nfqueue() -> UnavailableError:
     )
 
 
-def _why_not(queue: NetfilterQueue, queue_num: int) -> NfqGuardError:
-    """Why the kernel refused the queue, which the library does not report."""
+def _raise_unless_free(queue_num: int) -> None:
+    """Raise why the kernel refuses the queue, which the library does not report."""
     if not capabilities.has(capabilities.NET_ADMIN):
-        return PrivilegeError("binding a queue needs the capability CAP_NET_ADMIN")
+        raise PrivilegeError("binding a queue needs the capability CAP_NET_ADMIN")
     holder = counters.owner(queue_num)
     if holder is not None:
         process = process_of(holder.port_id)
-        return BusyError(f"queue {queue_num} is owned by netlink port {holder.port_id}, {process}")
-    with socket.socket(fileno=os.dup(queue.get_fd())) as probe:
+        raise BusyError(f"queue {queue_num} is owned by netlink port {holder.port_id}, {process}")
+    # On a socket of its own, which packets cannot reach.
+    with Connection() as probe:
         probe.send(requests.config_bind(queue_num))
-        answer = requests.error_of(probe.recv(_OVERHEAD, socket.MSG_DONTWAIT))
-    code = answer[0] if answer is not None else 0
+        codes = [error_in(body) for kind, _, body in responses(probe) if kind == NLMSG_ERROR]
+    code = max(codes, default=0)
     if code == errno.EPERM and not counters.QUEUES.exists():
-        return _no_nfqueue()
-    if code in {0, errno.EPERM}:
-        # Released since, or owned by a process that /proc does not show.
-        return BusyError(f"queue {queue_num} is owned by another process, unknown process")
-    return UnavailableError(f"queue {queue_num} cannot be bound: {os.strerror(code)}")
+        raise _no_nfqueue()
+    if code == errno.EPERM:  # /proc does not show the process
+        raise BusyError(f"queue {queue_num} is owned by another process, unknown process")
+    if code:
+        raise UnavailableError(f"queue {queue_num} cannot be bound: {os.strerror(code)}")

@@ -230,7 +230,10 @@ CATALOGUE: Final = (
         "A4",
         "the first packets after binding get another packet's verdict",
         ("bound-under-load",),
-        ("tests/nfqueue/test_reader_kernel.py::test_packets_that_come_while_it_binds",),
+        (
+            "tests/nfqueue/test_reader_kernel.py::test_packets_that_come_while_it_binds",
+            "tests/nfqueue/test_reader_kernel.py::test_packets_that_overrun_the_buffer_while_it_binds",
+        ),
     ),
     Entry(
         "A5",

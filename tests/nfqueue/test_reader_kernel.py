@@ -7,10 +7,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+from netfilterqueue import NetfilterQueue
+from netfilterqueue import Packet as KernelPacket
 
-from nfq_guard.errors import BusyError, UnavailableError
+from nfq_guard.errors import EXIT_NOT_FINE, BusyError, NfqGuardError, UnavailableError
 from nfq_guard.flow import Hook
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.lab.pace import limit
@@ -116,6 +119,59 @@ def test_packets_that_come_while_it_binds(namespace: Make) -> None:
         first_address.close()
         flood.kill()
         flood.communicate()
+
+
+class OverrunLibrary:
+    """Fails as the library does when packets overrun its buffer before the kernel's answer.
+
+    Attributes:
+        overruns: How often it will still fail.
+        buffers: The buffer of its socket when it was to bind, in bytes without the doubling.
+    """
+
+    overruns: ClassVar[int]
+    buffers: ClassVar[list[int]]
+
+    def __init__(self) -> None:
+        self._queue = NetfilterQueue()
+        self.get_fd = self._queue.get_fd
+        self.unbind = self._queue.unbind
+
+    def bind(
+        self, *arguments: *tuple[int, Callable[[KernelPacket], None], int, int, int, int]
+    ) -> None:
+        with socket.socket(fileno=os.dup(self.get_fd())) as early:
+            self.buffers.append(early.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2)
+        self._queue.bind(*arguments)
+        if self.overruns:
+            type(self).overruns -= 1
+            self.unbind()
+            raise OSError("Failed to set packet copy mode.")
+
+
+def test_packets_that_overrun_the_buffer_while_it_binds(
+    namespace: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are no other owner: the buffer is large first, and a free queue is tried again."""
+    inside = namespace("q")
+    queue_udp(inside)
+    monkeypatch.setattr(reader_module, "NetfilterQueue", OverrunLibrary)
+    OverrunLibrary.overruns, OverrunLibrary.buffers = 2, []
+    with Datagrams(inside) as udp, bound(inside) as (reader, _):
+        udp.send(1)
+        assert len(reader.drain(64)[0]) == 1
+    assert OverrunLibrary.buffers == [4 << 20] * 3
+    OverrunLibrary.overruns = 1000
+    with (
+        inside.entered(),
+        pytest.raises(NfqGuardError, match="queue 7 cannot be bound, though no process") as raised,
+    ):
+        QueueReader(QUEUE)
+    # systemd does not restart the service after the status of a queue that others own.
+    assert raised.value.exit_status == EXIT_NOT_FINE
+    OverrunLibrary.overruns = 0
+    with bound(inside):
+        pass
 
 
 def kept_of(reader: QueueReader | socket.socket) -> socket.socket:
