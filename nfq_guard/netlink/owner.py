@@ -76,9 +76,17 @@ def _inode(port_id: int) -> str:
 
 def _holds(process: Path, wanted: str) -> bool:
     try:
-        return any(str(entry.readlink()) == wanted for entry in (process / "fd").iterdir())
+        entries = list((process / "fd").iterdir())
     except OSError:  # the process ended, or its files are not visible
         return False
+    return any(_target(entry) == wanted for entry in entries)
+
+
+def _target(entry: Path) -> str:
+    try:
+        return str(entry.readlink())
+    except OSError:  # closed since, as that of this listing
+        return ""
 
 
 def reader_of_log(group: int) -> str | None:

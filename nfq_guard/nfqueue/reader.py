@@ -230,33 +230,47 @@ def _bound(
         # meanwhile, it reports that the kernel refused.
         with socket.socket(fileno=os.dup(queue.get_fd())) as early:
             enlarge(early, socket_buffer_bytes)
-        with warnings.catch_warnings():
-            # The buffer is smaller than requested; a note in the log reports it.
-            warnings.simplefilter("ignore", RuntimeWarning)
-            try:
-                queue.bind(
-                    queue_num,
-                    _never_called,
-                    queue_length,
-                    # Immediately: packets of a bound queue that does not copy yet are dropped.
-                    COPY_PACKET,
-                    copy_bytes,
-                    socket_buffer_bytes,
-                )
-            except OSError:
-                _raise_unless_free(queue_num)
-                continue
-        bound = socket.socket(fileno=os.dup(queue.get_fd()))
-        # The library's object unbinds its queue when it is freed, in compiled code after its last
-        # use. That happens here, with another file in place of its socket.
-        with Path(os.devnull).open("rb") as nothing:
-            os.dup2(nothing.fileno(), queue.get_fd(), inheritable=False)
-        queue.unbind()
-        return bound
-    raise NfqGuardError(
-        f"queue {queue_num} cannot be bound, though no process owns it: perhaps its packets fill"
-        f" the socket buffer of {socket_buffer_bytes} bytes before the kernel has answered"
-    )
+        if _bind(queue, queue_num, queue_length, copy_bytes, socket_buffer_bytes):
+            break
+        _raise_unless_free(queue_num)
+    else:
+        raise NfqGuardError(
+            f"queue {queue_num} cannot be bound, though no process owns it: perhaps its packets"
+            f" fill the socket buffer of {socket_buffer_bytes} bytes before the kernel has answered"
+        )
+    bound = socket.socket(fileno=os.dup(queue.get_fd()))
+    # The library's object unbinds its queue when it is freed, in compiled code after its last use.
+    # That happens here, with another file in place of its socket.
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), queue.get_fd(), inheritable=False)
+    queue.unbind()
+    return bound
+
+
+def _bind(
+    queue: NetfilterQueue,
+    queue_num: int,
+    queue_length: int,
+    copy_bytes: int,
+    socket_buffer_bytes: int,
+) -> bool:
+    """Bind a queue by the library, which does not report why it failed."""
+    with warnings.catch_warnings():
+        # The buffer is smaller than requested; a note in the log reports it.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        try:
+            queue.bind(
+                queue_num,
+                _never_called,
+                queue_length,
+                # Immediately: packets of a bound queue that does not copy yet are dropped.
+                COPY_PACKET,
+                copy_bytes,
+                socket_buffer_bytes,
+            )
+        except OSError:
+            return False
+    return True
 
 
 def _owns(kept: socket.socket, queue_num: int) -> bool:
@@ -285,7 +299,7 @@ def _no_nfqueue() -> UnavailableError:
 
 
 def _raise_unless_free(queue_num: int) -> None:
-    """Raise why the kernel refuses the queue, which the library does not report."""
+    """Raise why the kernel refuses the queue."""
     if not capabilities.has(capabilities.NET_ADMIN):
         raise PrivilegeError("binding a queue needs the capability CAP_NET_ADMIN")
     holder = counters.owner(queue_num)

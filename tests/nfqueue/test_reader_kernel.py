@@ -407,8 +407,12 @@ def test_verdict_for_a_packet_that_is_gone(namespace: Make) -> None:
 
 
 def test_owner_is_named(namespace: Make) -> None:
+    """Also where a descriptor before that of its socket is closed while all are looked through."""
     inside = namespace("q")
-    with bound(inside) as (reader, _):
+    # The descriptor with which that is listed takes the place of this one.
+    with Path(os.devnull).open("rb") as before, bound(inside) as (reader, _):
+        assert before.fileno() < reader.fileno()
+        before.close()
         port = reader.socket.getsockname()[0]
         with pytest.raises(BusyError) as raised:
             QueueReader(QUEUE)
