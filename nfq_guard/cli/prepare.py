@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from nfq_guard.cli.options import add_config, add_last_good, add_result
 from nfq_guard.cli.rules import removed
 from nfq_guard.cli.terminal import complain
-from nfq_guard.errors import EXIT_OK, ConfigError, NfqGuardError
+from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, ConfigError, NfqGuardError, UsageError
 from nfq_guard.flows import log_settings, pins
 from nfq_guard.service import passed_sockets, proc_files
 from nfq_guard.service.firewall_spec import firewall_of
@@ -31,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help='first install the rules, or remove them with --remove or with `rules` = "none"',
     )
+    parser.add_argument(
+        "--keep-rules",
+        action="store_true",
+        help="do nothing, with exit status 1, unless the configuration's rules are in place",
+    )
     add_result(parser, "with --remove --rules")
     parser.add_argument("--remove", action="store_true", help="remove what this command made")
     parser.add_argument("--quiet", action="store_true", help="print nothing on success")
@@ -38,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Install rules, provide the evidence that the settings ask for, share files; or undo it."""
+    if args.keep_rules and (args.rules or args.remove):
+        raise UsageError("--keep-rules: not with --rules or --remove")
     instance = pins.instance_of(args.config)
     if args.remove:
         with ExitStack() as stack:
@@ -48,8 +55,11 @@ def run(args: argparse.Namespace) -> int:
                 _remove_rules(args)
         return EXIT_OK
     settings = load_settings(args.config, args.last_good)
+    firewall = firewall_of(settings)
+    # With `rules` = "none" those of an earlier configuration may be there, to be removed.
+    if args.keep_rules and (settings.rules == "none" or firewall.verify()):
+        return EXIT_NOT_FINE
     if args.rules:
-        firewall = firewall_of(settings)
         try:
             if settings.rules == "none":
                 firewall.remove()  # of an earlier configuration, if a restart has kept them

@@ -55,11 +55,12 @@ CATALOGUE: Final = (
         ("restarted-open", "restarted-closed"),
         (
             f"{_SERVICE}test_rules_stay_over_a_restart",
+            f"{_SERVICE}test_root_prepares_a_restart_while_the_old_daemon_serves",
             f"{_SERVICE}test_packets_wait_for_the_next_daemon",
         ),
-        "no process serves the queue between the old daemon and the new one, which has its own "
-        "start to do, after steps of root before it; in fail mode closed the packets wait, and are "
-        "lost where the queue is full",
+        "no process serves the queue between the end of the old daemon and the start of the new "
+        "one, which is that of Python and of its modules; in fail mode closed the packets wait, "
+        "and are lost where the queue is full",
     ),
     Entry(
         "F4",

@@ -387,6 +387,11 @@ def test_the_command(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert len(list(pin(files).parent.iterdir())) == 3
     assert cli.main([*words, "--user", USER, "--quiet"]) == 0
     assert cli.main([*words, "--remove"]) == 0
+    # There are no rules.
+    assert cli.main([*words, "--user", USER, "--keep-rules"]) == 1
+    assert left(files) == []
+    assert cli.main([*words, "--keep-rules", "--rules"]) == 2
+    assert capsys.readouterr().err == "nfq-guard: --keep-rules: not with --rules or --remove\n"
     assert cli.main([*words, "--user", "nowhere-user"]) == 2
     said = capsys.readouterr()
     assert said.out == ""

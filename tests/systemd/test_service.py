@@ -578,17 +578,17 @@ def test_what_a_killed_daemon_left_is_taken_only_where_it_is_right(guest: Guest)
 
     kill("true")
     guest.until(right, "rules and daemon")
-    assert "crashed" not in guest.sh("ls -A /run/nfq-guard")
+    assert "prepared" not in guest.sh("ls -A /run/nfq-guard")
     # The rules are gone.
     kill("iptables -t mangle -F; ip6tables -t mangle -F")
     guest.until(right, "the rules are back")
     # The configuration has changed since the daemon loaded it.
-    kill("echo >>/etc/nfq-guard/nfq-guard.toml; rmdir /run/nfq-guard/crashed 2>/dev/null")
+    kill("echo >>/etc/nfq-guard/nfq-guard.toml; rmdir /run/nfq-guard/prepared 2>/dev/null")
     guest.until(right, "rules and daemon after a changed file")
     # A link that the daemon's user made in place of the directory is not followed.
-    kill("ln -s /etc/nfq-guard /run/nfq-guard/crashed")
+    kill("ln -s /etc/nfq-guard /run/nfq-guard/prepared")
     guest.until(right, "rules and daemon beside a link")
-    assert guest.sh("ls /etc/nfq-guard/nfq-guard.toml; rm /run/nfq-guard/crashed")
+    assert guest.sh("ls /etc/nfq-guard/nfq-guard.toml; rm /run/nfq-guard/prepared")
 
 
 def test_a_flushed_ruleset_is_put_back(guest: Guest) -> None:
@@ -719,6 +719,33 @@ def test_rules_stay_over_a_restart(guest: Guest) -> None:
     guest.sh(f"{watch}; wait")
     assert guest.sh("grep -c . /run/changes", check=False).strip() == "0"
     assert guest.sh("iptables -t mangle -S") == before
+
+
+def test_root_prepares_a_restart_while_the_old_daemon_serves(guest: Guest) -> None:
+    """Not where the configuration has changed, which may change rules, and not before a stop."""
+    drop_in = "/run/systemd/system/nfq-guard.service.d/seen.conf"
+    look = "{ cd /run/nfq-guard && ls -d prepared; cat /proc/$MAINPID/comm; } >/run/seen 2>&1"
+    guest.configure('mode = "enforce"\nfail_mode = "closed"')
+    guest.sh(
+        f"systemctl restart nfq-guard; mkdir -p $(dirname {drop_in}); "
+        f"printf '[Service]\nExecStop=+/bin/sh -c \"%s\"\n' '{look}' >{drop_in}; "
+        "systemctl daemon-reload"
+    )
+    before, missing = rules(guest), "ls: cannot access 'prepared': No such file or directory"
+    try:
+        for change, action, seen in (
+            ("true", "restart", "prepared"),
+            ("echo >>/etc/nfq-guard/nfq-guard.toml", "restart", missing),
+            ("true", "restart", "prepared"),
+            ("true", "stop", missing),
+        ):
+            guest.sh(f"systemctl reset-failed nfq-guard; {change}; systemctl {action} nfq-guard")
+            assert guest.sh("cat /run/seen").splitlines() == [seen, "nfq-guard"], (change, action)
+            assert "prepared" not in guest.sh("ls -A /run/nfq-guard")
+            assert rules(guest) == (0 if action == "stop" else before)
+    finally:
+        guest.sh(f"rm {drop_in}; systemctl daemon-reload; systemctl start nfq-guard")
+    assert evidence(guest) == EVIDENCE
 
 
 _QUEUED: Final = "/proc/net/netfilter/nfnetlink_queue"

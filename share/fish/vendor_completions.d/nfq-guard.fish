@@ -181,6 +181,7 @@ complete -c nfq-guard -n '_shtab_nfq_guard_using prepare' -l config -xka "(__fis
 complete -c nfq-guard -n '_shtab_nfq_guard_using prepare' -l last-good -xka "(__fish_complete_path (commandline -ct))" -d 'where the daemon saves each configuration that it loads; used if the current one has mistakes'
 complete -c nfq-guard -n '_shtab_nfq_guard_using prepare' -l user -x -d 'the user that the daemon runs as (default: nfq-guard)'
 complete -c nfq-guard -n '_shtab_nfq_guard_using prepare' -l rules -d 'first install the rules, or remove them with --remove or with `rules` = "none"'
+complete -c nfq-guard -n '_shtab_nfq_guard_using prepare' -l keep-rules -d 'do nothing, with exit status 1, unless the configuration'"'"'s rules are in place'
 complete -c nfq-guard -n '_shtab_nfq_guard_using prepare' -l after -x -d 'with --remove --rules: the service'"'"'s result ($SERVICE_RESULT of systemd); unless it is success, the rules of the fail modes closed and kernel-drop stay'
 complete -c nfq-guard -n '_shtab_nfq_guard_using prepare' -l remove -d 'remove what this command made'
 complete -c nfq-guard -n '_shtab_nfq_guard_using prepare' -l quiet -d 'print nothing on success'
