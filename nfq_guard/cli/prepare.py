@@ -3,12 +3,20 @@
 
 import argparse
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 
 from nfq_guard.cli.options import add_config, add_last_good, add_result
 from nfq_guard.cli.rules import removed
 from nfq_guard.cli.terminal import complain
-from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, ConfigError, NfqGuardError, UsageError
+from nfq_guard.errors import (
+    EXIT_NOT_FINE,
+    EXIT_OK,
+    ConfigError,
+    NfqGuardError,
+    OutputError,
+    UsageError,
+)
 from nfq_guard.flows import log_settings, pins
 from nfq_guard.service import passed_sockets, proc_files
 from nfq_guard.service.firewall_spec import firewall_of
@@ -36,6 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="do nothing, with exit status 1, unless the configuration's rules are in place",
     )
+    parser.add_argument(
+        "--done",
+        type=Path,
+        metavar="DIRECTORY",
+        help="make this directory once all is prepared, anew if it exists",
+    )
     add_result(parser, "with --remove --rules")
     parser.add_argument("--remove", action="store_true", help="remove what this command made")
     parser.add_argument("--quiet", action="store_true", help="print nothing on success")
@@ -45,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
     """Install rules, provide the evidence that the settings ask for, share files; or undo it."""
     if args.keep_rules and (args.rules or args.remove):
         raise UsageError("--keep-rules: not with --rules or --remove")
+    if args.done and args.remove:
+        raise UsageError("--done: not with --remove")
     instance = pins.instance_of(args.config)
     if args.remove:
         with ExitStack() as stack:
@@ -70,10 +86,22 @@ def run(args: argparse.Namespace) -> int:
     for problem in proc_files.share(pins.account(args.user).pw_gid):
         complain(problem)
     passed_sockets.leave_tables()
-    done = _provide(settings, instance, args.user)
+    provided = _provide(settings, instance, args.user)
+    if args.done:
+        _make_anew(args.done)
     if not args.quiet:
-        sys.stdout.write(f"{done}\n")
+        sys.stdout.write(f"{provided}\n")
     return EXIT_OK
+
+
+def _make_anew(directory: Path) -> None:
+    """Make an empty directory, so that its time is now."""
+    try:
+        with suppress(FileNotFoundError):
+            directory.rmdir()
+        directory.mkdir()
+    except OSError as error:
+        raise OutputError(f"{directory}: {error.strerror}") from None
 
 
 def _remove_rules(args: argparse.Namespace) -> None:

@@ -392,6 +392,17 @@ def test_the_command(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert left(files) == []
     assert cli.main([*words, "--keep-rules", "--rules"]) == 2
     assert capsys.readouterr().err == "nfq-guard: --keep-rules: not with --rules or --remove\n"
+    done = tmp_path / "done"
+    for _ in range(2):
+        assert cli.main([*words, "--user", USER, "--quiet", "--done", str(done)]) == 0
+        assert done.is_dir()
+    assert cli.main([*words, "--remove", "--done", str(done)]) == 2
+    (done / "file").touch()
+    assert cli.main([*words, "--user", USER, "--quiet", "--done", str(done)]) == 1
+    assert capsys.readouterr().err == (
+        f"nfq-guard: --done: not with --remove\nnfq-guard: {done}: Directory not empty\n"
+    )
+    assert cli.main([*words, "--remove"]) == 0
     assert cli.main([*words, "--user", "nowhere-user"]) == 2
     said = capsys.readouterr()
     assert said.out == ""

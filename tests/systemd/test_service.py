@@ -746,6 +746,9 @@ def test_root_prepares_a_restart_while_the_old_daemon_serves(guest: Guest) -> No
     finally:
         guest.sh(f"rm {drop_in}; systemctl daemon-reload; systemctl start nfq-guard")
     assert evidence(guest) == EVIDENCE
+    # systemd takes the sockets with which the daemon reads the tables of iptables-legacy.
+    refused = "journalctl -u nfq-guard -o cat | grep 'reception only permitted'"
+    assert guest.sh(refused, check=False) == ""
 
 
 _QUEUED: Final = "/proc/net/netfilter/nfnetlink_queue"

@@ -51,7 +51,7 @@ function _shtab_nfq_guard_using
 end
 
 set -g _shtab_nfq_guard_commands run check whatif replay explain why rules prepare status top reload mode dump doctor lab 'lab list' 'lab run' 'lab matrix' 'lab demo' 'lab clean' report
-set -g _shtab_nfq_guard_opts_with_value --after --assume-nat --assume-wscale --backend --checksum --color --config --count --doctor --events --fail-mode --family --flow --flow-table --flows --format --interface --interval --kernel --last-good --max-rate-pps --max-retrans --mitigation --mode --only --output --packets --pcap --pid --policy --queue --queues --report --scenario --socket --timeout --title --user --write -o
+set -g _shtab_nfq_guard_opts_with_value --after --assume-nat --assume-wscale --backend --checksum --color --config --count --doctor --done --events --fail-mode --family --flow --flow-table --flows --format --interface --interval --kernel --last-good --max-rate-pps --max-retrans --mitigation --mode --only --output --packets --pcap --pid --policy --queue --queues --report --scenario --socket --timeout --title --user --write -o
 
 complete -c nfq-guard -e
 complete -c nfq-guard -f
@@ -182,6 +182,7 @@ complete -c nfq-guard -n '_shtab_nfq_guard_using prepare' -l last-good -xka "(__
 complete -c nfq-guard -n '_shtab_nfq_guard_using prepare' -l user -x -d 'the user that the daemon runs as (default: nfq-guard)'
 complete -c nfq-guard -n '_shtab_nfq_guard_using prepare' -l rules -d 'first install the rules, or remove them with --remove or with `rules` = "none"'
 complete -c nfq-guard -n '_shtab_nfq_guard_using prepare' -l keep-rules -d 'do nothing, with exit status 1, unless the configuration'"'"'s rules are in place'
+complete -c nfq-guard -n '_shtab_nfq_guard_using prepare' -l done -x -d 'make this directory once all is prepared, anew if it exists'
 complete -c nfq-guard -n '_shtab_nfq_guard_using prepare' -l after -x -d 'with --remove --rules: the service'"'"'s result ($SERVICE_RESULT of systemd); unless it is success, the rules of the fail modes closed and kernel-drop stay'
 complete -c nfq-guard -n '_shtab_nfq_guard_using prepare' -l remove -d 'remove what this command made'
 complete -c nfq-guard -n '_shtab_nfq_guard_using prepare' -l quiet -d 'print nothing on success'
