@@ -37,7 +37,9 @@ CATALOGUE: Final = (
             "tests/service/test_fail_modes_kernel.py::test_killed",
         ),
         "the outage is up to 250 ms of systemd, to which it rounds its timers, and the start of a "
-        "program in Python, mostly its imports; it grows with the load of the machine",
+        "program in Python, mostly its imports; it grows with the load of the machine; in fail "
+        "mode open the kernel drops a packet that comes between the two requests by which the "
+        "library binds the queue, at this rate in about one start of forty",
     ),
     Entry(
         "F2",
@@ -187,7 +189,7 @@ CATALOGUE: Final = (
         "F21",
         "hours of traffic",
         ("soak",),
-        reason="other programs on the machine delay the packets; see the curve",
+        reason="the delay differs by more from round to round; see the curve",
     ),
     Entry(
         "F22",
