@@ -4,6 +4,7 @@
 import os
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
@@ -74,19 +75,24 @@ def _inode(port_id: int) -> str:
     return ""
 
 
+def open_files(process: Path) -> set[str]:
+    """What a process has open, for example `socket:[4711]`, by its directory in /proc.
+
+    Raises:
+        OSError: The process ended, or its files are not visible.
+    """
+    found: set[str] = set()
+    for entry in (process / "fd").iterdir():
+        with suppress(FileNotFoundError):  # closed since, as that of this listing
+            found.add(str(entry.readlink()))
+    return found
+
+
 def _holds(process: Path, wanted: str) -> bool:
     try:
-        entries = list((process / "fd").iterdir())
-    except OSError:  # the process ended, or its files are not visible
+        return wanted in open_files(process)
+    except OSError:
         return False
-    return any(_target(entry) == wanted for entry in entries)
-
-
-def _target(entry: Path) -> str:
-    try:
-        return str(entry.readlink())
-    except OSError:  # closed since, as that of this listing
-        return ""
 
 
 def reader_of_log(group: int) -> str | None:

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from tests.faults.gateway import Stream
 from tests.faults.outcome import Outcome, percentile
-from tests.faults.rig import Rig, Size
+from tests.faults.rig import Rig, Size, files
 from tests.support.queue import wait_for
 
 PICTURE: Final = Path(__file__).parents[2] / "docs" / "soak.svg"
@@ -99,15 +99,17 @@ def _sample(pid: int, minutes: float, stream: Stream) -> Sample:
     return Sample(
         minutes=minutes,
         rss_mb=int(status.partition("VmRSS:")[2].split()[0]) / 1024,
-        files=min(_files(pid) for _ in range(_READINGS)),
+        files=_fewest_files(pid),
         delay_ms=percentile(stream.delays, 0.99) * 1e3,
     )
 
 
-def _files(pid: int) -> int:
-    """The open files now."""
-    time.sleep(_READING_S)
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+def _fewest_files(pid: int) -> int:
+    found = []
+    for _ in range(_READINGS):
+        time.sleep(_READING_S)
+        found.append(files(pid))
+    return min(found)
 
 
 def _slope(x: list[float], y: list[float]) -> float:

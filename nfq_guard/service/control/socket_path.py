@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from nfq_guard.errors import BusyError, NfqGuardError, UsageError
+from nfq_guard.netlink.owner import open_files
 from nfq_guard.service.control.protocol import caller_of
 from nfq_guard.service.settings import Settings
 
@@ -116,11 +117,8 @@ def find(default: Path) -> tuple[Path, bool]:
 def of_process(pid: int) -> Path | None:
     """The control socket at which a process listens; None without one, or if it is not visible."""
     process = Path("/proc", str(pid))
-    links: set[str] = set()
     try:
-        for entry in (process / "fd").iterdir():
-            with suppress(FileNotFoundError):  # closed meanwhile
-                links.add(str(entry.readlink()))
+        links = open_files(process)
         listed = (process / "net/unix").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
