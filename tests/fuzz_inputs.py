@@ -138,7 +138,10 @@ def _netlink() -> Target:
     packet = bytes(20) + attribute(1, bytes(7)) + attribute(10, bytes(60)) + attribute(5, bytes(4))
     return Target(
         read,
-        [packet, entry(1), entry(1)[16:], requests.config_flags(3, 1), requests.config_bind(7)],
+        [
+            *(packet, entry(1), entry(1)[16:], requests.config_flags(3, 1)),
+            requests.config_queue(7, 256, 4096, bind=True),
+        ],
     )
 
 

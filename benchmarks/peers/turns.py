@@ -46,12 +46,9 @@ _ANSWER = struct.Struct("=8B2H6I8I4B2H4s12x4s12xi")
 
 
 class _Queue:
-    """Fake netfilterqueue, which only binds."""
+    """Fake netfilterqueue, which only opens its socket."""
 
     fd = -1
-
-    def bind(self, *_: object) -> None:
-        pass
 
     def get_fd(self) -> int:
         return self.fd
@@ -125,7 +122,7 @@ _POLICY: Final[dict[str, object]] = {
 
 def _worker(directory: Path, queue: socket.socket, budget: int) -> Worker:
     library = types.ModuleType("netfilterqueue")
-    library.__dict__.update(NetfilterQueue=_Queue, COPY_PACKET=2, Packet=object)
+    library.__dict__.update(NetfilterQueue=_Queue)
     sys.modules["netfilterqueue"] = library
     # The reader takes it from the library.
     _Queue.fd = os.dup(queue.fileno())

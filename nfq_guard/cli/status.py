@@ -35,7 +35,7 @@ _LOSSES: Final = {
     "queue_full_drops": "dropped because the queue was full",
     "buffer_full_drops": "dropped because the socket buffer was full",
     "buffer_full_passes": "passed unjudged because the socket buffer was full",
-    "unread_packets": "queued meanwhile, or read by a killed daemon: by the fail mode",
+    "unread_packets": "read by a daemon that was killed: by the fail mode",
     "buffer_overruns": "overruns of the socket buffer",
     "verdict_errors": "verdicts for packets that no longer existed",
     "judging_failures": "packets that could not be judged",

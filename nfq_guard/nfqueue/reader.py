@@ -1,29 +1,25 @@
 # SPDX-License-Identifier: MIT
-"""Reads one queue that netfilterqueue bound; the only module that imports that library.
+"""Binds and reads one queue through a socket of netfilterqueue; the only importer of that library.
 
-The library opens the socket and binds the queue. Then the reader uses the socket itself, because
-the library lacks queue flags, the state of checksums, counts of ENOBUFS and of failed verdicts, a
-budget for each turn, several messages in one call, and a queue that outlives the process. The
-library creates an object for each packet, with which an accepted packet costs 2.1 times the CPU of
-a C program that only accepts; read here, it costs about as much as in that program
-(benchmarks/README.md).
+The library opens the socket, which the reader then uses itself, because the library lacks queue
+flags, the state of checksums, counts of ENOBUFS and of failed verdicts, a budget for each turn,
+several messages in one call, and a queue that outlives the process. It creates an object for each
+packet, with which an accepted packet costs 2.1 times the CPU of a C program that only accepts; read
+here, it costs about as much as in that program (benchmarks/README.md). It binds a queue by one
+request and has it copy packets by the next, and the kernel drops those that come in between.
 """
 
 import errno
 import os
 import socket
-import warnings
 from contextlib import suppress
-from pathlib import Path
 from typing import Final, Self, final
 
-from netfilterqueue import COPY_PACKET, NetfilterQueue
-from netfilterqueue import Packet as KernelPacket
+from netfilterqueue import NetfilterQueue
 
 from nfq_guard import capabilities
 from nfq_guard.errors import BusyError, NfqGuardError, PrivilegeError, UnavailableError
-from nfq_guard.netlink.connection import Connection, enlarge, responses
-from nfq_guard.netlink.messages import NLMSG_ERROR, error_in
+from nfq_guard.netlink.connection import enlarge
 from nfq_guard.netlink.owner import is_socket_of, process_of
 from nfq_guard.nfqueue import counters, requests
 from nfq_guard.nfqueue.message import (
@@ -39,8 +35,11 @@ from nfq_guard.wire.packet import Queued
 # Bytes of a message besides the packet: headers and every attribute that the kernel may add.
 _OVERHEAD: Final = 512
 _ID_MASK: Final = 0xFFFFFFFF
-_BIND_TRIES: Final = 5
 _DONTWAIT: Final = int(socket.MSG_DONTWAIT)
+_NEEDS_NET_ADMIN: Final = "binding a queue needs the capability CAP_NET_ADMIN"
+_NO_NFQUEUE: Final = (
+    "this kernel has no NFQUEUE (CONFIG_NETFILTER_NETLINK_QUEUE, module nfnetlink_queue)"
+)
 _FLAG_NAMES: Final = {requests.CONFIG_FAIL_OPEN: "fail-open", requests.CONFIG_GSO: "gso"}
 
 
@@ -59,9 +58,9 @@ class QueueReader:
             much as reading the packet.
         stamp_us: When the kernel received that packet, in microseconds of the Unix epoch; 0 without
             a timestamp.
-        unread: The highest id of packets that wait for a verdict and were read elsewhere: by the
-            library, which discards them while it waits for the answers to its requests, or by the
-            process from which the queue was taken over. Negative until the first packet is read.
+        unread: The highest id of packets that wait for a verdict and were read elsewhere, by the
+            process from which the queue was taken over. Negative while unknown, which is until the
+            first packet is read.
         missing: Packets that were queued but whose message was lost because the buffer was full, by
             the ids of later packets.
         last_id: Id of the last packet that was read; 0 before the first.
@@ -92,13 +91,12 @@ class QueueReader:
             BusyError: Another process owns this queue.
             PrivilegeError: CAP_NET_ADMIN is missing.
             UnavailableError: This kernel has no NFQUEUE.
-            NfqGuardError: The library failed several times to bind a queue that is free.
         """
         self.queue_num = queue_num
         self.lost = 0
         self.verdict_errors = 0
         self.stamp_us = 0
-        self.unread = -1
+        self.unread = 0
         self.missing = 0
         self.last_id = 0
         self.wants_stamp = False
@@ -112,9 +110,18 @@ class QueueReader:
             kept.close()
         if kept is not None and self.taken_over:
             self.socket = kept
-            self._configure(queue_length, copy_bytes, socket_buffer_bytes)
+            self.unread = -1
         else:
-            self.socket = _bound(queue_num, queue_length, copy_bytes, socket_buffer_bytes)
+            self.socket = _opened()
+        enlarge(
+            self.socket, socket_buffer_bytes
+        )  # if it stays smaller, a note in the log reports it
+        configure = requests.config_queue(
+            queue_num, copy_bytes, queue_length, bind=not self.taken_over
+        )
+        self.socket.send(configure)
+        if not self.taken_over:
+            self._raise_if_refused()
         self._inbox = Inbox(self.socket.fileno(), copy_bytes + _OVERHEAD)
         self._receive = self._inbox.receive
         self.socket.send(requests.config_flags(queue_num, requests.CONFIG_GSO))
@@ -192,11 +199,24 @@ class QueueReader:
         """
         self.socket.close()
 
-    def _configure(self, queue_length: int, copy_bytes: int, buffer_bytes: int) -> None:
-        """Configure the queue as the library does when it binds."""
-        self.socket.send(requests.config_copy(self.queue_num, copy_bytes))
-        self.socket.send(requests.config_length(self.queue_num, queue_length))
-        enlarge(self.socket, buffer_bytes)  # if it stays smaller, a note in the log reports it
+    def _raise_if_refused(self) -> None:
+        """Raise why the kernel has not bound the queue.
+
+        It answers at once, and only if it refuses. Otherwise, the first message is a packet.
+        """
+        try:
+            answer = self.socket.recv(_OVERHEAD, socket.MSG_PEEK | _DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            self.lost += 1
+            return
+        found = requests.error_of(answer)
+        if found is not None:
+            self.close()
+            raise _refusal(self.queue_num, found[0])
 
     def _has_lost(self) -> bool:
         """Whether the last read failed because messages were lost; False if nothing waits."""
@@ -220,100 +240,37 @@ class QueueReader:
             self.refused.append(name)
 
 
-def _bound(
-    queue_num: int, queue_length: int, copy_bytes: int, socket_buffer_bytes: int
-) -> socket.socket:
-    """The socket of a queue that the library has bound; arguments and errors as `QueueReader`."""
-    for _ in range(_BIND_TRIES):
-        queue = _opened()
-        # The library waits for the kernel's answers among packets; if these overrun the buffer
-        # meanwhile, it reports that the kernel refused.
-        with socket.socket(fileno=os.dup(queue.get_fd())) as early:
-            enlarge(early, socket_buffer_bytes)
-        if _bind(queue, queue_num, queue_length, copy_bytes, socket_buffer_bytes):
-            break
-        _raise_unless_free(queue_num)
-    else:
-        raise NfqGuardError(
-            f"queue {queue_num} cannot be bound, though no process owns it: perhaps its packets"
-            f" fill the socket buffer of {socket_buffer_bytes} bytes before the kernel has answered"
-        )
-    bound = socket.socket(fileno=os.dup(queue.get_fd()))
-    # The library's object unbinds its queue when it is freed, in compiled code after its last use.
-    # That happens here, with another file in place of its socket.
-    with Path(os.devnull).open("rb") as nothing:
-        os.dup2(nothing.fileno(), queue.get_fd(), inheritable=False)
-    queue.unbind()
-    return bound
-
-
-def _bind(
-    queue: NetfilterQueue,
-    queue_num: int,
-    queue_length: int,
-    copy_bytes: int,
-    socket_buffer_bytes: int,
-) -> bool:
-    """Bind a queue by the library, which does not report why it failed."""
-    with warnings.catch_warnings():
-        # The buffer is smaller than requested; a note in the log reports it.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        try:
-            queue.bind(
-                queue_num,
-                _never_called,
-                queue_length,
-                # Immediately: packets of a bound queue that does not copy yet are dropped.
-                COPY_PACKET,
-                copy_bytes,
-                socket_buffer_bytes,
-            )
-        except OSError:
-            return False
-    return True
-
-
 def _owns(kept: socket.socket, queue_num: int) -> bool:
     """Whether this socket owns the queue, in the calling thread's network namespace."""
     holder = counters.owner(queue_num)
     return holder is not None and is_socket_of(kept.fileno(), holder.port_id)
 
 
-def _never_called(_packet: KernelPacket) -> None:
-    """The callback that the library requires; nothing is read through it."""
-
-
-def _opened() -> NetfilterQueue:
+def _opened() -> socket.socket:
+    """A socket to the kernel's queues, with an address of its own."""
     try:
-        return NetfilterQueue()
+        library = NetfilterQueue()
     except OSError:
         if not capabilities.has(capabilities.NET_ADMIN):
-            raise PrivilegeError("binding a queue needs the capability CAP_NET_ADMIN") from None
-        raise _no_nfqueue() from None
+            raise PrivilegeError(_NEEDS_NET_ADMIN) from None
+        raise UnavailableError(_NO_NFQUEUE) from None
+    opened = socket.socket(fileno=os.dup(library.get_fd()))
+    # The library's object closes its descriptor when it is freed, in compiled code after its last
+    # use. That is here.
+    library.unbind()
+    return opened
 
 
-def _no_nfqueue() -> UnavailableError:
-    return UnavailableError(
-        "this kernel has no NFQUEUE (CONFIG_NETFILTER_NETLINK_QUEUE, module nfnetlink_queue)"
-    )
-
-
-def _raise_unless_free(queue_num: int) -> None:
-    """Raise why the kernel refuses the queue."""
+def _refusal(queue_num: int, code: int) -> NfqGuardError:
+    """Why the kernel refused to bind the queue with this errno."""
     if not capabilities.has(capabilities.NET_ADMIN):
-        raise PrivilegeError("binding a queue needs the capability CAP_NET_ADMIN")
+        return PrivilegeError(_NEEDS_NET_ADMIN)
     holder = counters.owner(queue_num)
     if holder is not None:
         process = process_of(holder.port_id)
-        raise BusyError(f"queue {queue_num} is owned by netlink port {holder.port_id}, {process}")
-    # On a socket of its own, which packets cannot reach.
-    with Connection() as probe:
-        probe.send(requests.config_bind(queue_num))
-        codes = [error_in(body) for kind, _, body in responses(probe) if kind == NLMSG_ERROR]
-    code = max(codes, default=0)
+        return BusyError(f"queue {queue_num} is owned by netlink port {holder.port_id}, {process}")
     if code == errno.EPERM and not counters.QUEUES.exists():
-        raise _no_nfqueue()
+        return UnavailableError(_NO_NFQUEUE)
     if code == errno.EPERM:  # /proc does not show the process
-        raise BusyError(f"queue {queue_num} is owned by another process, unknown process")
-    if code:
-        raise UnavailableError(f"queue {queue_num} cannot be bound: {os.strerror(code)}")
+        return BusyError(f"queue {queue_num} is owned by another process, unknown process")
+    return UnavailableError(f"queue {queue_num} cannot be bound: {os.strerror(code)}")

@@ -5,7 +5,6 @@ import struct
 from typing import Final
 
 from nfq_guard.netlink.messages import (
-    NLM_F_ACK,
     NLMSG_ERROR,
     attribute,
     error_in,
@@ -55,27 +54,26 @@ def config_unbind(queue_num: int) -> bytes:
     return message(TYPE_CONFIG, 0, 0, _ANY_FAMILY, queue_num, body)
 
 
-def config_copy(queue_num: int, copy_bytes: int) -> bytes:
-    """Set the number of bytes of each packet that are copied."""
-    body = attribute(_ATTR_CONFIG_PARAMETERS, _COPY.pack(copy_bytes, _COPY_PACKET))
-    return message(TYPE_CONFIG, 0, 0, _ANY_FAMILY, queue_num, body)
+def config_queue(queue_num: int, copy_bytes: int, packets: int, *, bind: bool) -> bytes:
+    """Configure a queue in one request, after which each packet is copied to its owner.
 
+    The kernel responds only with an error, for which `error_of` gives the errno.
 
-def config_length(queue_num: int, packets: int) -> bytes:
-    """Set the maximum number of waiting packets."""
-    body = attribute(_ATTR_CONFIG_LENGTH, _WORD.pack(packets))
+    Args:
+        queue_num: The queue.
+        copy_bytes: Bytes of each packet that are copied.
+        packets: The maximum number of waiting packets.
+        bind: Whether to bind it first, so that no packet meets a queue that does not copy yet.
+    """
+    body = attribute(_ATTR_CONFIG_COMMAND, bytes((_COMMAND_BIND, 0, 0, 0))) if bind else b""
+    body += attribute(_ATTR_CONFIG_PARAMETERS, _COPY.pack(copy_bytes, _COPY_PACKET))
+    body += attribute(_ATTR_CONFIG_LENGTH, _WORD.pack(packets))
     return message(TYPE_CONFIG, 0, 0, _ANY_FAMILY, queue_num, body)
 
 
 def config_nothing() -> bytes:
     """A request that changes nothing; the kernel loads its module to handle it."""
     return message(TYPE_CONFIG, 0, 0, _ANY_FAMILY, 0, b"")
-
-
-def config_bind(queue_num: int) -> bytes:
-    """Bind a queue; the kernel answers in either case, and `error_of` gives 0 on success."""
-    body = attribute(_ATTR_CONFIG_COMMAND, bytes((_COMMAND_BIND, 0, 0, 0)))
-    return message(TYPE_CONFIG, NLM_F_ACK, 0, _ANY_FAMILY, queue_num, body)
 
 
 def verdict(kind: int, queue_num: int, verdict_number: int, mark: int | None) -> bytes:

@@ -142,8 +142,7 @@ QUEUE_COUNTERS: Final = (
     Metric(
         Kind.COUNTER,
         "unread_packets",
-        "Packets queued while the daemon bound its queue, or read by a daemon that was killed, "
-        "which got the verdict of the fail mode.",
+        "Packets that a killed daemon had read, which got the verdict of the fail mode.",
         "packets",
     ),
     Metric(Kind.COUNTER, "buffer_overruns", "Reads that failed with ENOBUFS.", "reads"),

@@ -37,9 +37,7 @@ CATALOGUE: Final = (
             "tests/service/test_fail_modes_kernel.py::test_killed",
         ),
         "the outage is up to 250 ms of systemd, to which it rounds its timers, and the start of a "
-        "program in Python, mostly its imports; it grows with the load of the machine; in fail "
-        "mode open the kernel drops a packet that comes between the two requests by which the "
-        "library binds the queue, at this rate in about one start of forty",
+        "program in Python, mostly its imports; it grows with the load of the machine",
     ),
     Entry(
         "F2",

@@ -7,13 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
-from netfilterqueue import NetfilterQueue
-from netfilterqueue import Packet as KernelPacket
 
-from nfq_guard.errors import EXIT_NOT_FINE, BusyError, NfqGuardError, UnavailableError
+from nfq_guard.errors import BusyError, UnavailableError
 from nfq_guard.flow import Hook
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.lab.pace import limit
@@ -81,97 +78,85 @@ def test_the_owner_is_who_uses_the_queue(namespace: Make) -> None:
             name.write_text(before)
 
 
-# Sends without a pause, in a process of its own: binding holds the lock of the interpreter.
 # Python does not name it.
 _NETLINK_NETFILTER = 12
-_FLOOD = f"""
+# In a process of its own: binding holds the lock of the interpreter.
+_NUMBERED_FLOOD = f"""
 import socket
 out = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+number = 0
 while True:
-    try:
-        out.sendto(b"x", ("127.0.0.1", {PORT}))
-    except OSError:
-        pass
+    out.sendto(number.to_bytes(4, "big"), ("127.0.0.1", {PORT}))
+    number += 1
 """
 
 
 def test_packets_that_come_while_it_binds(namespace: Make) -> None:
-    """The kernel drops none, and the ids of those that the library discarded are known."""
+    """The first packet of the queue follows the last that passed without it; none is discarded."""
     inside = namespace("q")
     queue_udp(inside)
-    flood = inside.popen(sys.executable, "-c", _FLOOD)
     with inside.entered():
         first_address = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
-    try:
-        # With it taken, each reader gets an address of its own. Otherwise a CPU that was about to
-        # queue a packet to one reader sends it to the next.
-        first_address.bind((os.getpid(), 0))
-        for _ in range(100):
-            with bound(inside, queue_length=8192) as (reader, verdicts):
-                ids: list[int] = []
-                while not ids:
-                    ids, _ = reader.drain(64)
-                first = reader.unread + 1
-                assert ids == list(range(first, first + len(ids)))
-                verdicts.send(ids, [1] * len(ids), [None] * len(ids))
-                assert reader.refused == []
-    finally:
-        first_address.close()
-        flood.kill()
-        flood.communicate()
+    # With it taken, each reader gets an address of its own. Otherwise a CPU that was about to queue
+    # a packet to one reader sends it to the next.
+    first_address.bind((os.getpid(), 0))
+    with Datagrams(inside) as udp:
+        flood = inside.popen(sys.executable, "-c", _NUMBERED_FLOOD)
+        followed = 0
+        try:
+            for _ in range(100):
+                passed: list[int] = []
+                while not passed:
+                    passed += udp.received()
+                with bound(inside, queue_length=8192) as (reader, verdicts):
+                    ids, batch = reader.drain(64)
+                    while not ids:
+                        ids, batch = reader.drain(64)
+                    assert ids == list(range(1, 1 + len(ids)))
+                    assert (reader.unread, reader.lost, reader.refused) == (0, 0, [])
+                    verdicts.send(ids, [1] * len(ids), [None] * len(ids))
+                    first = int.from_bytes(batch[0].octets[28:32], "big")
+                    followed += first - 1 in passed + udp.received()
+        finally:
+            first_address.close()
+            flood.kill()
+            flood.communicate()
+    # Another CPU may find the queue between two steps of the kernel, which drops its packet. That
+    # was one of 1,200 at this rate; between two requests nearly each of them loses one.
+    assert followed >= 90
 
 
-class OverrunLibrary:
-    """Fails as the library does when packets overrun its buffer before the kernel's answer.
+class _SlowSocket(socket.socket):
+    """A socket of netlink that is not read before packets have overrun its buffer."""
 
-    Attributes:
-        overruns: How often it will still fail.
-        buffers: The buffer of its socket when it was to bind, in bytes without the doubling.
-    """
-
-    overruns: ClassVar[int]
-    buffers: ClassVar[list[int]]
-
-    def __init__(self) -> None:
-        self._queue = NetfilterQueue()
-        self.get_fd = self._queue.get_fd
-        self.unbind = self._queue.unbind
-
-    def bind(
-        self, *arguments: *tuple[int, Callable[[KernelPacket], None], int, int, int, int]
-    ) -> None:
-        with socket.socket(fileno=os.dup(self.get_fd())) as early:
-            self.buffers.append(early.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2)
-        self._queue.bind(*arguments)
-        if self.overruns:
-            type(self).overruns -= 1
-            self.unbind()
-            raise OSError("Failed to set packet copy mode.")
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        deadline = time.monotonic() + limit(10)
+        while not counters.all_queues()[QUEUE].user_dropped and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return super().recv(bufsize, flags)
 
 
 def test_packets_that_overrun_the_buffer_while_it_binds(
     namespace: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are no other owner: the buffer is large first, and a free queue is tried again."""
+    """They are no refusal, and count as lost."""
     inside = namespace("q")
     queue_udp(inside)
-    monkeypatch.setattr(reader_module, "NetfilterQueue", OverrunLibrary)
-    OverrunLibrary.overruns, OverrunLibrary.buffers = 2, []
-    with Datagrams(inside) as udp, bound(inside) as (reader, _):
-        udp.send(1)
-        assert len(reader.drain(64)[0]) == 1
-    assert OverrunLibrary.buffers == [4 << 20] * 3
-    OverrunLibrary.overruns = 1000
-    with (
-        inside.entered(),
-        pytest.raises(NfqGuardError, match="queue 7 cannot be bound, though no process") as raised,
-    ):
-        QueueReader(QUEUE)
-    # systemd does not restart the service after the status of a queue that others own.
-    assert raised.value.exit_status == EXIT_NOT_FINE
-    OverrunLibrary.overruns = 0
-    with bound(inside):
-        pass
+    with Datagrams(inside) as udp:
+        flood = inside.popen(sys.executable, "-c", _NUMBERED_FLOOD)
+        try:
+            while not udp.received():
+                pass
+            with inside.entered():
+                monkeypatch.setattr(socket, "socket", _SlowSocket)
+                reader = QueueReader(QUEUE, socket_buffer_bytes=4096)
+                monkeypatch.undo()
+                with reader:
+                    assert reader.lost == 1
+                    assert reader.drain(1)[0] == [1]
+        finally:
+            flood.kill()
+            flood.communicate()
 
 
 def kept_of(reader: QueueReader | socket.socket) -> socket.socket:

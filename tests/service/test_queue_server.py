@@ -81,7 +81,6 @@ class FakeQueue:
         self.unread = 0
         self.missing = 0
         self.last_id = 0
-        self.taken_over = False
         self.verdict_errors = 0
         self.messages = 0
         self.refused: list[str] = []

@@ -43,7 +43,6 @@ class FakeQueue:
         self.unread = 0
         self.missing = 0
         self.last_id = 0
-        self.taken_over = False
         self.verdicts: list[tuple[int, int, int | None]] = []
 
     def drain(self, budget: int) -> tuple[list[int], list[Queued]]:
@@ -120,13 +119,24 @@ def test_dry_run_accepts_all(tmp_path: Path) -> None:
     [(Mode.ENFORCE, True, 0), (Mode.ENFORCE, False, 1), (Mode.DRY_RUN, True, 1)],
 )
 def test_packets_that_were_never_read(
-    tmp_path: Path, mode: Mode, *, drops: bool, verdict: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Mode, *, drops: bool, verdict: int
 ) -> None:
     """They get the verdict of the fail mode, before a batch verdict of later ones covers them."""
     queue = FakeQueue(queued(b"a"), queued(b"a"))
     queue.waiting = [(number + 3, packet) for number, packet in queue.waiting]
     queue.unread = 3
-    one = worker(queue, tmp_path / "log", FakeEngine(mode, drops_failures=drops))
+    told = tmp_path / "queue"
+    file = kernel_file(told, buffer=0, last=5, waiting=5)
+    send_up_to = queue.send_up_to
+
+    def as_the_kernel(last: int, verdict: int) -> None:
+        """Another packet comes meanwhile."""
+        send_up_to(last, verdict)
+        kernel_file(told, buffer=0, last=6, waiting=3).close()
+
+    monkeypatch.setattr(queue, "send_up_to", as_the_kernel)
+    engine = FakeEngine(mode, drops_failures=drops)
+    one = worker(queue, tmp_path / "log", engine, counter_file=file)
     assert one.process_batch() == 2
     answered = [(number, given) for number, given, _ in queue.verdicts]
     assert answered == [(1, verdict), (2, verdict), (3, verdict), (4, 1), (5, 1)]
@@ -143,7 +153,6 @@ def test_the_last_id_wraps(
 ) -> None:
     """As in a queue that was taken over after four billion packets."""
     queue = FakeQueue(queued(b"a"))
-    queue.taken_over = True
     queue.unread, queue.last_id = unread, read
     sent: list[int] = []
     monkeypatch.setattr(queue, "send_up_to", lambda upto, _verdict: sent.append(upto))

@@ -139,26 +139,3 @@ def test_packets_that_a_killed_daemon_had_read(namespace: Make, tmp_path: Path) 
                 assert one.stats.counters["verdict_errors"] == 0
                 one.close(2)
             assert udp.received() == [0, 1]
-
-
-def test_packets_that_the_library_discarded(namespace: Make, tmp_path: Path) -> None:
-    """They do not wait for a later packet, which may never come."""
-    inside = namespace("q")
-    queue_udp(inside)
-    with Datagrams(inside) as udp, inside.entered(), QueueReader(QUEUE) as reader:
-        one = worker(reader, tmp_path / "log", EveryThirdRaises(), Nothing(), drops=False)
-        one.tick(0)
-        assert (reader.unread, one.stats.counters["unread_packets"]) == (-1, 0)
-        udp.send(3)
-        while kernel_line(inside).last_id < 3:
-            pass
-        for _ in range(3):
-            reader.socket.recv(65536)
-        one.tick(1)
-        assert kernel_line(inside).waiting == 0
-        assert udp.received() == [0, 1, 2]
-        assert (reader.unread, one.stats.counters["unread_packets"]) == (0, 3)
-        udp.send(3)
-        assert one.process_batch() == 3
-        assert udp.received() == [0, 2]
-        one.close(2)

@@ -75,7 +75,6 @@ class Reader(Protocol):
     unread: int
     missing: int
     last_id: int
-    taken_over: bool
 
     def drain(self, budget: int) -> tuple[list[int], list[Queued]]:
         """Read at most `budget` packets; returns ids and packets, in the order of the queue."""
@@ -265,7 +264,7 @@ class Worker:
         self._events.push(now)
 
     def _look_for_unread(self) -> None:
-        """Send verdicts for packets that could not be read, even without a later packet."""
+        """Send verdicts for what a killed daemon had read, even without a later packet."""
         kernel = self.kernel_counters()
         # The id of the next packet that can be read shows how many could not.
         if not self.process_batch() and kernel is not None and kernel.waiting:
@@ -280,14 +279,10 @@ class Worker:
         before = self.kernel_counters()
         self._verdicts.send_up_to(last, self._judge.unread_verdict)
         after = self.kernel_counters()
-        packets = last
-        if reader.taken_over:
-            # Earlier packets already have their verdicts.
-            packets = 0
-            if before is not None and after is not None:
-                came = (after.last_id - before.last_id) & _ID_MASK
-                packets = max(0, before.waiting + came - after.waiting)
-        self.stats.counters["unread_packets"] += packets
+        if before is not None and after is not None:
+            came = (after.last_id - before.last_id) & _ID_MASK
+            answered = max(0, before.waiting + came - after.waiting)
+            self.stats.counters["unread_packets"] += answered
 
     def refresh(self) -> QueueCounters | None:
         """Copy the counters of the kernel and of the parts into `stats`.
