@@ -77,9 +77,9 @@ def _elsewhere(folder: Path) -> str:
         for name, load in loads
     ]
     missed = [
-        f"{one['name']} ({number(one['measured'])} {one['unit']})"
-        for one in record["targets"]
-        if one["outcome"] == "missed"
+        f"{one.name} ({number(one.measured)} {one.unit})"
+        for one in targets.judge(results)
+        if one.measured is not None and one.outcome == "missed"
     ]
     return (
         f"on {record['machine']['cpu']} ([{folder.name}]({folder.relative_to(REPO)}/results.txt)) "
