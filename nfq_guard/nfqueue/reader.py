@@ -12,6 +12,7 @@ request and has it copy packets by the next, and the kernel drops those that com
 import errno
 import os
 import socket
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Final, Self, final
 
@@ -104,10 +105,7 @@ class QueueReader:
         self._names = InterfaceNames()
         self.taken_over = kept is not None and _owns(kept, queue_num)
         if kept is not None and not self.taken_over:
-            # If the owner of the queue is not visible.
-            with suppress(OSError):
-                kept.send(requests.config_unbind(queue_num))
-            kept.close()
+            release(kept, (queue_num,))  # if the owner of the queue is not visible
         if kept is not None and self.taken_over:
             self.socket = kept
             self.unread = -1
@@ -238,6 +236,17 @@ class QueueReader:
             self.verdict_errors += 1
         elif name not in self.refused:
             self.refused.append(name)
+
+
+def release(kept: socket.socket, queue_nums: Iterable[int]) -> None:
+    """Unbind these queues where this socket owns them, and close it.
+
+    Closing alone leaves a queue bound as long as another process, such as systemd, has the socket.
+    """
+    for queue_num in queue_nums:
+        with suppress(OSError):
+            kept.send(requests.config_unbind(queue_num))
+    kept.close()
 
 
 def _owns(kept: socket.socket, queue_num: int) -> bool:

@@ -28,6 +28,7 @@ from nfq_guard.flows import log_settings, pins
 from nfq_guard.flows.libbpf import Program
 from nfq_guard.flows.open import load_ahead
 from nfq_guard.nfqueue.counters import CounterFile
+from nfq_guard.nfqueue.reader import release
 from nfq_guard.raw_rules import RawReading
 from nfq_guard.service import last_good, passed_sockets
 from nfq_guard.service.activation import METRICS, take_sockets
@@ -152,7 +153,8 @@ def run(
         loop = stack.enter_context(Loop(log_failed_housekeeping(events)))
         if len(settings.queue_numbers) > 1:
             if keeper.kept is not None:
-                keeper.kept.close()
+                # systemd closes its copy only later, and until then no worker could bind the queue.
+                release(keeper.kept, settings.queue_numbers)
             if recording is not None:
                 # The workers write into it. A worker that is restarted must inherit the right file,
                 # and the daemon must not keep a removed one open.

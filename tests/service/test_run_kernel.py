@@ -13,6 +13,8 @@ import pytest
 
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.lab.pace import limit
+from nfq_guard.nfqueue.reader import QueueReader
+from nfq_guard.service import passed_sockets
 from tests.support.queue import (
     QUEUE,
     THAT_PORT_POLICY,
@@ -266,6 +268,27 @@ def test_notifications_to_systemd(inside: Namespace, tmp_path: Path) -> None:
             assert guard.stop() == 0
             while heard != b"STOPPING=1":
                 heard = systemd.recv(1000)
+
+
+def test_workers_bind_the_queue_that_an_earlier_daemon_kept(
+    inside: Namespace, tmp_path: Path
+) -> None:
+    """Also while systemd, here the test, still holds its socket."""
+    path = tmp_path / "c"
+    path.write_text(f"[daemon]\nqueues = '{QUEUE}-{QUEUE + 1}'\nrules = 'none'\n")
+    with inside.entered():
+        earlier = QueueReader(QUEUE)
+    with earlier:
+        pass_on = f'exec 3<&{earlier.fileno()}; LISTEN_PID=$$ exec "$@"'
+        with GuardProcess(
+            inside,
+            tmp_path / "log",
+            *("--config", str(path)),
+            prefix=("bash", "-c", pass_on, "bash"),
+            env={"LISTEN_FDS": "1", "LISTEN_FDNAMES": passed_sockets.QUEUE},
+            pass_fds=(earlier.fileno(),),
+        ).ready() as guard:
+            assert guard.stop() == 0
 
 
 def test_reloads_under_load_lose_no_packet(inside: Namespace, tmp_path: Path) -> None:

@@ -133,6 +133,7 @@ class GuardProcess:
         env: dict[str, str] | None = None,
         prefix: Sequence[str] = (),
         process_group: int | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         self.log = log
         self._stderr = log.with_name(f"{log.name}.stderr")
@@ -152,6 +153,7 @@ class GuardProcess:
                 stderr=complaints,
                 env={**os.environ, "PYTHONPATH": import_path(), **(env or {})},
                 process_group=process_group,
+                pass_fds=pass_fds,
             )
 
     def events(self, name: str | None = None) -> list[dict[str, Any]]:
