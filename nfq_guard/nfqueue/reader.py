@@ -114,16 +114,17 @@ class QueueReader:
         enlarge(
             self.socket, socket_buffer_bytes
         )  # if it stays smaller, a note in the log reports it
-        configure = requests.config_queue(
-            queue_num, copy_bytes, queue_length, bind=not self.taken_over
+        # In one call, or packets would come before the flags whenever this process has to wait for
+        # a CPU: with a queue of 64 and many packets the kernel dropped a thousand at some binds.
+        self.socket.send(
+            requests.config_queue(queue_num, copy_bytes, queue_length, bind=not self.taken_over)
+            + requests.config_flags(queue_num, requests.CONFIG_FAIL_OPEN, on=fail_open)
+            + requests.config_flags(queue_num, requests.CONFIG_GSO)
         )
-        self.socket.send(configure)
         if not self.taken_over:
             self._raise_if_refused()
         self._inbox = Inbox(self.socket.fileno(), copy_bytes + _OVERHEAD)
         self._receive = self._inbox.receive
-        self.socket.send(requests.config_flags(queue_num, requests.CONFIG_GSO))
-        self.set_fail_open(on=fail_open)
 
     def __enter__(self) -> Self:
         return self
@@ -200,7 +201,8 @@ class QueueReader:
     def _raise_if_refused(self) -> None:
         """Raise why the kernel has not bound the queue.
 
-        It answers at once, and only if it refuses. Otherwise, the first message is a packet.
+        It answers at once, and only if it refuses. Otherwise, the first message is a packet, or
+        about a flag.
         """
         try:
             answer = self.socket.recv(_OVERHEAD, socket.MSG_PEEK | _DONTWAIT)
@@ -212,7 +214,7 @@ class QueueReader:
             self.lost += 1
             return
         found = requests.error_of(answer)
-        if found is not None:
+        if found is not None and found[1] not in _FLAG_NAMES:
             self.close()
             raise _refusal(self.queue_num, found[0])
 

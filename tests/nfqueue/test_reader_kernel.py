@@ -159,6 +159,33 @@ def test_packets_that_overrun_the_buffer_while_it_binds(
             flood.communicate()
 
 
+def test_packets_that_overfill_the_queue_while_it_binds(
+    namespace: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They follow the fail mode, which holds as soon as the queue is bound."""
+    inside = namespace("q")
+    queue_udp(inside)
+    for fail_open, dropped in ((True, 0), (False, 40)):
+        with Datagrams(inside) as udp:
+
+            class _LateSocket(socket.socket):
+                """A socket of netlink; packets come before it is read for the first time."""
+
+                def recv(self, bufsize: int, flags: int = 0, /, udp: Datagrams = udp) -> bytes:
+                    udp.send(50)
+                    return super().recv(bufsize, flags)
+
+            with inside.entered():
+                monkeypatch.setattr(socket, "socket", _LateSocket)
+                reader = QueueReader(QUEUE, queue_length=10, fail_open=fail_open)
+                monkeypatch.undo()
+            with reader:
+                assert kernel_line(inside).queue_dropped == dropped
+                assert len(udp.received()) == 40 - dropped
+                assert reader.drain(64)[0] == list(range(1, 11))
+                assert reader.refused == []
+
+
 def kept_of(reader: QueueReader | socket.socket) -> socket.socket:
     """A copy of the socket of a reader that will end, as systemd would store it."""
     return socket.socket(fileno=os.dup(reader.fileno()))
