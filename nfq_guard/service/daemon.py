@@ -515,6 +515,7 @@ class Daemon:
         self._events.push(now)
         self._rates.note(self.queues(), now)
         numbers = [queue.queue_num for queue in self.queues()]
+        self._monitor.begin()
         self._notifier.ready(numbers, last_good=self._parts.last_good)
         if not self._parts.refused:
             self._keep(loaded)

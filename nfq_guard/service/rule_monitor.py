@@ -184,6 +184,14 @@ class RuleMonitor:
         """Whether the daemon lacks a privilege to read and change its rules."""
         return self._forbidden
 
+    def begin(self) -> None:
+        """Note where rules lead to our chain, so that the first `watch` finds them missing.
+
+        Call it before the service manager has root verify the rules: what is flushed earlier, root
+        notices, and what is flushed later, this does.
+        """
+        self._in_place = self._jumps() or frozenset()
+
     def watch(self, now: float) -> None:
         """Start a check if nftables' ruleset has changed; costs a system call."""
         if self._forbidden and not self._over:

@@ -481,9 +481,22 @@ def test_jumps_that_are_gone_end_a_daemon_that_cannot_read_its_rules(make: Make)
     assert one.failure is None
 
 
+def test_jumps_that_are_gone_before_the_first_look_end_the_daemon_too(make: Make) -> None:
+    one = make(reinstall=True, keeps=True)
+    one.rules.error = PrivilegeError("CAP_NET_RAW is missing")
+    one.rules.jumps = frozenset({(2, 0), (2, 3)})
+    one.monitor.begin()
+    one.rules.jumps = frozenset()
+    one.check()
+    assert one.failure is None
+    one.watch(1)
+    assert "the rules are gone" in str(one.failure)
+
+
 def test_jumps_that_were_never_there_or_are_not_known_end_nothing(make: Make) -> None:
     one = make(reinstall=True, keeps=True)
     one.rules.error = PrivilegeError("CAP_NET_RAW is missing")
+    one.monitor.begin()
     one.check()
     for jumps in (frozenset(), frozenset({(2, 0)}), None):
         one.rules.jumps = jumps
