@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Reads the tables of legacy iptables from the kernel: jumps to our chain, counts, and digests.
+"""Reads the tables of legacy iptables from the kernel: jumps to our chains, counts, and digests.
 
 iptables-legacy opens a raw socket, which requires CAP_NET_RAW. The kernel allows the tables to be
 read through any IPv4 or IPv6 socket with CAP_NET_ADMIN alone, so inherited sockets suffice for a
@@ -14,10 +14,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, final
 
-from nfq_guard.firewall.spec import CHAIN
+from nfq_guard.firewall.spec import CHAIN, FALLBACK_CHAIN
 
 # From the kernel's user interface (linux/netfilter_ipv4/ip_tables.h, linux/netfilter/x_tables.h).
 _MANGLE: Final = "mangle"
+_FILTER: Final = "filter"
 _GET_INFO: Final = 64
 _GET_ENTRIES: Final = 65
 _INFO: Final = struct.Struct("=32s13I")
@@ -28,8 +29,15 @@ _COUNTER_BYTES: Final = 16
 # struct ipt_get_entries ends with the entries, which are aligned to 8 bytes.
 _HEAD_BYTES: Final = 40
 _HOOKS: Final = 5
+_DROP: Final = -1
 # A table that grows between its two reads is read again.
 _ATTEMPTS: Final = 3
+# The table filter may have thousands of rules, which take tens of milliseconds to read and parse.
+# While its size and chains are the same, it is read once in so many looks.
+_LOOKS: Final = 30
+
+Jump = tuple[str, int, int]
+"""Where a jump leads to a chain of ours: the table, the family of addresses, and the hook."""
 
 
 class _Layout(NamedTuple):
@@ -54,26 +62,69 @@ _LAYOUTS: Final = {
 }
 
 
+class _Looked(NamedTuple):
+    """What the last look found in the table filter.
+
+    Attributes:
+        info: The kernel's description of the table, without its rules.
+        hooks: The hooks in which a jump leads to our chain.
+        left: Looks for which this holds if the description is the same.
+    """
+
+    info: bytes
+    hooks: set[int]
+    left: int
+
+
 @final
 class LegacyTables:
-    """The table mangle of legacy iptables, in the network namespace of each socket."""
+    """Our chains in legacy iptables, in the network namespace of each socket."""
 
-    def __init__(self, sockets: Sequence[socket.socket]) -> None:
-        """Read through `sockets`, at most one a family; the caller closes them."""
-        self._sockets = tuple(sockets)
+    def __init__(self, sockets: Sequence[socket.socket], *, fallback: bool = False) -> None:
+        """Read through `sockets`, at most one a family; the caller closes them.
 
-    def jumps(self) -> frozenset[tuple[int, int]] | None:
-        """The families and hooks in which a jump leads to our chain; None if unknown.
-
-        A chain without a rule that queues does not count.
+        `fallback` says whether the rules may have the chain of the fail mode kernel-drop.
         """
-        found: set[tuple[int, int]] = set()
+        self._sockets = tuple(sockets)
+        self._fallback = fallback
+        self._looked: dict[int, _Looked] = {}
+
+    def jumps(self) -> frozenset[Jump] | None:
+        """Where jumps lead to our chains; None if unknown.
+
+        A chain without the rule that queues, or that drops in kernel-drop, does not count.
+        """
+        found: set[Jump] = set()
         for one in self._sockets:
-            hooks = _jumps(one)
-            if hooks is None:
+            family = int(one.family)
+            table = _table(one)
+            if table is None:
                 return None
-            found |= {(int(one.family), hook) for hook in hooks}
+            hooks = _hooks_to(CHAIN, table, _LAYOUTS[one.family])
+            found |= {(_MANGLE, family, hook) for hook in hooks}
+            if self._fallback:
+                dropping = self._look(one)
+                if dropping is None:
+                    return None
+                found |= {(_FILTER, family, hook) for hook in dropping}
         return frozenset(found)
+
+    def _look(self, through: socket.socket) -> set[int] | None:
+        """The hooks with a jump to the chain of kernel-drop; None if unknown."""
+        layout = _LAYOUTS[through.family]
+        if _FILTER not in _names(layout):
+            return set()
+        info = _info(through, _FILTER)
+        last = self._looked.get(int(through.family))
+        if info is not None and last is not None and last.info == info and last.left:
+            self._looked[int(through.family)] = last._replace(left=last.left - 1)
+            return last.hooks
+        table = _table(through, _FILTER)
+        if info is None or table is None:
+            return None
+        hooks = _hooks_to(FALLBACK_CHAIN, table, layout)
+        self._looked[int(through.family)] = _Looked(info, hooks, _LOOKS)
+        return hooks
 
     def queued(self) -> int | None:
         """Number of packets that the rules in our chain have queued; None if unknown."""
@@ -87,7 +138,7 @@ class LegacyTables:
                 return None
             found += sum(
                 _PACKETS.unpack_from(table.entries, rule.offset + layout.counter)[0]
-                for rule in _in_our_chain(table.entries, layout)
+                for rule in _in_chain(CHAIN, table.entries, layout)
                 if rule.target == b"NFQUEUE"
             )
         return found
@@ -143,16 +194,24 @@ class _Entry(NamedTuple):
             return None
         return self.data.partition(b"\0")[0].decode("ascii", "replace")
 
+    @property
+    def verdict(self) -> int | None:
+        """The offset to which it jumps, or below 0 its verdict; None for another target."""
+        if self.target != b"" or len(self.data) < _VERDICT.size:
+            return None
+        return int(_VERDICT.unpack_from(self.data)[0])
 
-def _jumps(through: socket.socket) -> set[int] | None:
-    table = _table(through)
-    return None if table is None else _hooks_to_us(table, _LAYOUTS[through.family])
+
+def _info(through: socket.socket, name: str) -> bytes | None:
+    """The kernel's description of a table (struct ipt_getinfo); None if the kernel refuses."""
+    wanted = name.encode().ljust(_INFO.size, b"\0")
+    return _read(through, _LAYOUTS[through.family].level, _GET_INFO, wanted)
 
 
 def _table(through: socket.socket, name: str = _MANGLE) -> _Table | None:
     layout = _LAYOUTS[through.family]
     for _ in range(_ATTEMPTS):
-        info = _read(through, layout.level, _GET_INFO, name.encode().ljust(_INFO.size, b"\0"))
+        info = _info(through, name)
         if info is None:
             return None
         numbers = _INFO.unpack(info)[1:]
@@ -165,18 +224,13 @@ def _table(through: socket.socket, name: str = _MANGLE) -> _Table | None:
     return None
 
 
-def _hooks_to_us(table: _Table, layout: _Layout) -> set[int]:
-    entries = list(_entries(table.entries, layout))
-    if not any(one.target == b"NFQUEUE" for one in _in_our_chain(table.entries, layout)):
+def _hooks_to(chain: str, table: _Table, layout: _Layout) -> set[int]:
+    acts = _queues if chain == CHAIN else _drops
+    if not any(acts(one) for one in _in_chain(chain, table.entries, layout)):
         return set()
-    start = next(one.end for one in entries if one.heads == CHAIN)
-    jumps = [
-        one.offset
-        for one in entries
-        if one.target == b""
-        and len(one.data) >= _VERDICT.size
-        and _VERDICT.unpack_from(one.data)[0] == start
-    ]
+    entries = list(_entries(table.entries, layout))
+    start = next(one.end for one in entries if one.heads == chain)
+    jumps = [one.offset for one in entries if one.verdict == start]
     return {
         hook
         for hook, (first, last) in enumerate(zip(table.begins, table.ends, strict=True))
@@ -184,12 +238,20 @@ def _hooks_to_us(table: _Table, layout: _Layout) -> set[int]:
     }
 
 
-def _in_our_chain(table: bytes, layout: _Layout) -> Iterator[_Entry]:
+def _queues(rule: _Entry) -> bool:
+    return rule.target == b"NFQUEUE"
+
+
+def _drops(rule: _Entry) -> bool:
+    return rule.verdict == _DROP
+
+
+def _in_chain(chain: str, table: bytes, layout: _Layout) -> Iterator[_Entry]:
     inside = False
     for one in _entries(table, layout):
-        chain = one.heads
-        if chain is not None:
-            inside = chain == CHAIN
+        head = one.heads
+        if head is not None:
+            inside = head == chain
         elif inside:
             yield one
 

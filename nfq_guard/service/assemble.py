@@ -199,7 +199,7 @@ def run(
                 read=read,
                 notifier=Notifier(),
                 open_more=lambda daemon: open_endpoints(settings, daemon, loop, events, notes),
-                jumps=LegacyTables(sockets).jumps,
+                jumps=LegacyTables(sockets, fallback=settings.fail_mode == "kernel-drop").jumps,
                 raw_rules=partial(raw_rules, settings.queue_numbers, copy),
                 passed=_passed_packets(settings, sockets, stack),
                 survey=None if survey is None else partial(survey, settings.queue_numbers, copy),

@@ -102,7 +102,7 @@ class Parts:
         notifier: Notifies the service manager.
         open_more: Opens the control socket and the metrics endpoint once all queues are served;
             returns a stack that closes them.
-        jumps: Where rules lead to our chain, see `RuleMonitor`.
+        jumps: Where rules lead to our chains, see `RuleMonitor`.
         raw_rules: Reads the host's rules before conntrack, in a thread.
         passed: Counts packets that passed because a queue was full.
         survey: Examines the rules of the host, in a thread; None to leave that out.
@@ -122,7 +122,7 @@ class Parts:
     read: Callable[[], LoadedPolicy]
     notifier: Notifier
     open_more: Callable[["Daemon"], Callable[[], None]]
-    jumps: Callable[[], frozenset[tuple[int, int]] | None]
+    jumps: Callable[[], frozenset[object] | None]
     raw_rules: Callable[[], RawReading]
     passed: PassedPackets
     survey: Callable[[], Event] | None
@@ -309,6 +309,7 @@ class Daemon:
         if not self._monitor.forbidden:
             raise UsageError("the daemon changes its rules itself")
         self._handed_over = True
+        self._monitor.hand_over()
         self._set_mode_of_workers()
         return msgspec.structs.replace(self._settings, mode=self.mode)
 
@@ -318,6 +319,7 @@ class Daemon:
         None: it could not, and the former rules are in place.
         """
         self._handed_over = False
+        self._monitor.begin()
         if fail_mode is None:
             self._set_mode_of_workers()
             return

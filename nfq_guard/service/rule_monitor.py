@@ -10,7 +10,7 @@ tool has appended such rules, our jumps are moved behind them. Both repairs are 
 because the other tool may in turn restore its own order.
 
 A daemon that is not allowed to list the rules of legacy iptables reads in the kernel whether they
-lead to its chain. If they no longer do, it ends, and its restart installs them.
+lead to its chains. If they no longer do, it ends, and its restart installs them.
 
 Where the daemon does not install the rules, the operator may have chosen other rules than ours.
 Rules that were never seen are then not reported as missing.
@@ -45,9 +45,11 @@ _ENDING: Final = "the daemon is ending"
 # Consecutive checks that find missing rules and cannot restore them, after which a daemon that
 # keeps the rules ends.
 _FAILURES: Final = 3
+# Root's change of the rules takes tens of milliseconds, unless others hold its locks.
+_HANDED_S: Final = 15.0
 
 
-def _unknown() -> frozenset[tuple[int, int]] | None:
+def _unknown() -> frozenset[object] | None:
     """The place of the jumps is unknown: for a daemon that can list its rules."""
     return None
 
@@ -127,7 +129,7 @@ class RuleMonitor:
         ours: bool,
         reinstall: bool,
         fail: Callable[[Exception], None] | None = None,
-        jumps: Callable[[], frozenset[tuple[int, int]] | None] = _unknown,
+        jumps: Callable[[], frozenset[object] | None] = _unknown,
         made_anew: Callable[[], None] = _nothing,
         clock: Callable[[], float] = time.monotonic,
         cpu_clock: Callable[[], float] = cpu_time,
@@ -160,7 +162,8 @@ class RuleMonitor:
         self._cpu_clock = cpu_clock
         self._jumps = jumps
         self._made_anew = made_anew
-        self._in_place: frozenset[tuple[int, int]] = frozenset()
+        self._in_place: frozenset[object] = frozenset()
+        self._look_after = -math.inf
         self._over = False
         self._expected = ours
         self._checking = False
@@ -188,9 +191,14 @@ class RuleMonitor:
         """Note where rules lead to our chain, so that the first `watch` finds them missing.
 
         Call it before the service manager has root verify the rules: what is flushed earlier, root
-        notices, and what is flushed later, this does.
+        notices, and what is flushed later, this does. Call it also when root has changed the rules.
         """
+        self._look_after = -math.inf
         self._in_place = self._jumps() or frozenset()
+
+    def hand_over(self) -> None:
+        """Root is about to change the rules: miss none until `begin`, which must follow soon."""
+        self._look_after = self._clock() + _HANDED_S
 
     def watch(self, now: float) -> None:
         """Start a check if nftables' ruleset has changed; costs a system call."""
@@ -276,7 +284,7 @@ class RuleMonitor:
 
     def _look(self) -> None:
         """End the daemon if its rules have vanished: its restart installs them."""
-        jumps = self._jumps()
+        jumps = None if self._clock() < self._look_after else self._jumps()
         if jumps is None:
             return
         if self._fail is not None and self._in_place - jumps:

@@ -13,7 +13,7 @@ from nfq_guard import capabilities
 from nfq_guard.doctor import before_conntrack
 from nfq_guard.firewall import Backend, FailMode, Family, Firewall, RulesSpec, legacy_copy
 from nfq_guard.firewall.legacy_copy import LegacyCopy
-from nfq_guard.firewall.legacy_tables import LegacyTables
+from nfq_guard.firewall.legacy_tables import Jump, LegacyTables
 from nfq_guard.firewall.queued import queued_packets
 from nfq_guard.raw_rules import RawReading
 from tests.firewall.conftest import ADDRESSES, Wire
@@ -21,20 +21,28 @@ from tests.firewall.conftest import ADDRESSES, Wire
 pytestmark = pytest.mark.kernel
 
 # NF_INET_PRE_ROUTING and NF_INET_LOCAL_OUT, of both families.
-BOTH = frozenset({(2, 0), (2, 3), (10, 0), (10, 3)})
+BOTH = frozenset((("mangle", 2, 0), ("mangle", 2, 3), ("mangle", 10, 0), ("mangle", 10, 3)))
+# NF_INET_LOCAL_IN, NF_INET_FORWARD and NF_INET_LOCAL_OUT.
+DROPPING = frozenset(("filter", family, hook) for family in (2, 10) for hook in (1, 2, 3))
+ALL = BOTH | DROPPING
+MANGLE_6 = frozenset(jump for jump in BOTH if jump[1] == 10)
+DROPPING_6 = frozenset(jump for jump in DROPPING if jump[1] == 10)
+COMMENT = ("-m", "comment", "--comment", "nfq_guard: nobody judged it")
 
 
 @pytest.fixture
 def tables(wire: Wire) -> Iterator[LegacyTables]:
     """The tables of a namespace, emptied afterwards."""
     with ExitStack() as stack, wire.guarded.ns.entered():
-        for words in (("-X",), ("-F",)):
-            stack.callback(run, wire, "iptables-legacy", "-t", "mangle", *words)
+        for table in ("mangle", "filter"):
+            for words in (("-X",), ("-F",)):
+                stack.callback(run, wire, "iptables-legacy", "-t", table, *words)
         yield LegacyTables(
             [
                 stack.enter_context(socket.socket(family, socket.SOCK_DGRAM))
                 for family in (socket.AF_INET, socket.AF_INET6)
-            ]
+            ],
+            fallback=True,
         )
 
 
@@ -54,7 +62,8 @@ def test_the_jumps_are_seen_among_rules_of_others(
     firewall = Firewall(RulesSpec(fail_mode=fail_mode), Backend.LEGACY)
     firewall.install()
     run(wire, *mangle, "-A", "FORWARD", "-j", "ACCEPT")
-    assert tables.jumps() == BOTH
+    dropping = DROPPING if fail_mode is FailMode.KERNEL_DROP else frozenset()
+    assert tables.jumps() == BOTH | dropping
     firewall.remove()
     assert tables.jumps() == frozenset()
 
@@ -62,18 +71,31 @@ def test_the_jumps_are_seen_among_rules_of_others(
 @pytest.mark.parametrize(
     ("words", "left"),
     [
-        (("iptables-legacy", "-t", "mangle", "-F"), {(10, 0), (10, 3)}),
-        (("ip6tables-legacy", "-t", "mangle", "-F", "OUTPUT"), BOTH - {(10, 3)}),
-        (("iptables-legacy", "-t", "mangle", "-F", "NFQ_GUARD"), {(10, 0), (10, 3)}),
-        (("iptables-legacy", "-t", "filter", "-F"), BOTH),
+        (("iptables-legacy", "-t", "mangle", "-F"), DROPPING | MANGLE_6),
+        (("ip6tables-legacy", "-t", "mangle", "-F", "OUTPUT"), ALL - {("mangle", 10, 3)}),
+        (("iptables-legacy", "-t", "mangle", "-F", "NFQ_GUARD"), DROPPING | MANGLE_6),
+        (("iptables-legacy", "-F"), BOTH | DROPPING_6),
+        (("iptables-legacy", "-F", "NFQ_GUARD_DROP"), BOTH | DROPPING_6),
+        (("ip6tables-legacy", "-F", "INPUT"), ALL - {("filter", 10, 1)}),
     ],
 )
 def test_what_a_flush_takes_is_missed(
-    wire: Wire, tables: LegacyTables, words: tuple[str, ...], left: frozenset[tuple[int, int]]
+    wire: Wire, tables: LegacyTables, words: tuple[str, ...], left: frozenset[Jump]
 ) -> None:
-    Firewall(RulesSpec(), Backend.LEGACY).install()
+    Firewall(RulesSpec(fail_mode=FailMode.KERNEL_DROP), Backend.LEGACY).install()
+    for _ in range(2):  # a table that has not changed is not read again
+        assert tables.jumps() == ALL
     run(wire, *words)
     assert tables.jumps() == left
+
+
+def test_the_table_of_others_is_read_rarely(wire: Wire, tables: LegacyTables) -> None:
+    """But is read even though a change left its size and its chains as they were."""
+    Firewall(RulesSpec(fail_mode=FailMode.KERNEL_DROP), Backend.LEGACY).install()
+    assert tables.jumps() == ALL
+    run(wire, "iptables-legacy", "-R", "NFQ_GUARD_DROP", "1", *COMMENT, "-j", "ACCEPT")
+    looks = next(look for look in range(1, 100) if tables.jumps() == BOTH | DROPPING_6)
+    assert looks == 31
 
 
 def test_it_takes_one_capability(tables: LegacyTables) -> None:

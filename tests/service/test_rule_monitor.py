@@ -54,7 +54,7 @@ class FakeRules:
         self.takes_s = 0.0
         self.takes_cpu_s = 0.0
         self.cpu_s = 0.0
-        self.jumps: frozenset[tuple[int, int]] | None = None
+        self.jumps: frozenset[object] | None = None
         self.now = 1000.0
 
     def generation(self) -> int | None:
@@ -488,6 +488,27 @@ def test_jumps_that_are_gone_before_the_first_look_end_the_daemon_too(make: Make
     one.monitor.begin()
     one.rules.jumps = frozenset()
     one.check()
+    assert one.failure is None
+    one.watch(1)
+    assert "the rules are gone" in str(one.failure)
+
+
+def test_jumps_that_root_removes_when_asked_end_nothing(make: Make) -> None:
+    """As those of kernel-drop for a dry-run, unless root never says that it is done."""
+    one = make(reinstall=True, keeps=True)
+    one.rules.error = PrivilegeError("CAP_NET_RAW is missing")
+    one.rules.jumps = frozenset({(2, 0), (2, 3)})
+    one.monitor.begin()
+    one.check()
+    one.monitor.hand_over()
+    one.rules.jumps = frozenset({(2, 0)})
+    one.watch(1)
+    one.monitor.begin()
+    one.watch(1)
+    assert one.failure is None
+    one.monitor.hand_over()
+    one.rules.jumps = frozenset()
+    one.watch(14)
     assert one.failure is None
     one.watch(1)
     assert "the rules are gone" in str(one.failure)
