@@ -578,17 +578,37 @@ def test_what_a_killed_daemon_left_is_taken_only_where_it_is_right(guest: Guest)
 
     kill("true")
     guest.until(right, "rules and daemon")
-    assert "prepared" not in guest.sh("ls -A /run/nfq-guard")
+    assert "killed" not in guest.sh("ls -A /run/nfq-guard")
     # The rules are gone.
     kill("iptables -t mangle -F; ip6tables -t mangle -F")
     guest.until(right, "the rules are back")
     # The configuration has changed since the daemon loaded it.
-    kill("echo >>/etc/nfq-guard/nfq-guard.toml; rmdir /run/nfq-guard/prepared 2>/dev/null")
+    kill("echo >>/etc/nfq-guard/nfq-guard.toml; rmdir /run/nfq-guard/killed 2>/dev/null")
     guest.until(right, "rules and daemon after a changed file")
     # A link that the daemon's user made in place of the directory is not followed.
-    kill("ln -s /etc/nfq-guard /run/nfq-guard/prepared")
+    kill("ln -s /etc/nfq-guard /run/nfq-guard/killed")
     guest.until(right, "rules and daemon beside a link")
-    assert guest.sh("ls /etc/nfq-guard/nfq-guard.toml; rm /run/nfq-guard/prepared")
+    assert guest.sh("ls /etc/nfq-guard/nfq-guard.toml; rm /run/nfq-guard/killed")
+
+
+def test_what_a_killed_daemon_left_is_not_taken_once_systemd_gave_up(guest: Guest) -> None:
+    """It has closed the sockets through which the daemon reads the tables of iptables-legacy."""
+    drop_in = "/run/systemd/system/nfq-guard.service.d/test.conf"
+    guest.configure('mode = "enforce"\nfail_mode = "closed"')
+    guest.sh(
+        f"mkdir -p $(dirname {drop_in}); printf '[Service]\nRestart=no\n' >{drop_in}; "
+        "systemctl daemon-reload; systemctl restart nfq-guard"
+    )
+    try:
+        kept = guest.show("NFileDescriptorStore")
+        guest.sh(f"kill -9 {guest.show('MainPID')}")
+        guest.until(lambda: guest.show("ActiveState") == "failed", "the unit failed")
+        assert guest.show("NFileDescriptorStore") == "0"
+        guest.sh("systemctl reset-failed nfq-guard; systemctl start nfq-guard")
+        guest.until(lambda: guest.show("NFileDescriptorStore") == kept, "all sockets again")
+        assert rules(guest) == RULES
+    finally:
+        guest.sh(f"rm {drop_in}; systemctl daemon-reload")
 
 
 def test_a_flushed_ruleset_is_put_back(guest: Guest) -> None:
@@ -627,24 +647,36 @@ def test_a_daemon_that_cannot_put_rules_back_is_restarted(guest: Guest) -> None:
         )
 
 
-def test_a_flush_of_legacy_rules_is_noticed(guest: Guest) -> None:
+@pytest.mark.parametrize(
+    ("fail_mode", "flush"),
+    [
+        ("closed", "iptables-legacy -t mangle -F PREROUTING"),
+        # What drops unjudged packets is in the table that is flushed where none is named.
+        ("kernel-drop", "iptables-legacy -F"),
+    ],
+)
+def test_a_flush_of_legacy_rules_is_noticed(guest: Guest, fail_mode: str, flush: str) -> None:
     """The sandboxed daemon cannot run iptables-legacy: it ends, and root installs them anew."""
 
     def legacy() -> int:
-        return int(guest.sh("iptables-legacy-save | grep -c NFQUEUE", check=False))
+        return int(guest.sh("iptables-legacy-save | grep -c '^-A.*NFQ'", check=False))
 
-    guest.configure('mode = "enforce"\nfail_mode = "closed"\nbackend = "legacy"')
+    guest.configure(f'mode = "enforce"\nfail_mode = "{fail_mode}"\nbackend = "legacy"')
     guest.sh("systemctl restart nfq-guard")
     try:
         pid = guest.show("MainPID")
         guest.until(lambda: "in place" in guest.sh("nfq-guard status"), "the rules are seen")
         before = legacy()
         assert before
-        guest.sh("iptables-legacy -t mangle -F PREROUTING")
+        guest.sh(flush)
         guest.until(lambda: guest.show("MainPID") not in {pid, "0"}, "a new daemon")
         guest.until(lambda: guest.show("ActiveState") == "active", "ready again")
         assert legacy() == before
         guest.until(lambda: "in place" in guest.sh("nfq-guard status"), "the rules are seen again")
+        # Before the daemon looks for the first time.
+        guest.sh(f"systemctl reset-failed nfq-guard; systemctl restart nfq-guard; {flush}")
+        guest.until(lambda: legacy() == before, "the rules are back")
+        guest.until(lambda: guest.show("ActiveState") == "active", "ready again")
     finally:
         guest.sh("systemctl stop nfq-guard")
         assert legacy() == 0
@@ -810,6 +842,22 @@ def test_stop_leaves_nothing_behind(guest: Guest) -> None:
     assert guest.sh("pgrep -cu nfq-guard", check=False).strip() == "0"
     assert guest.sh("find /run/nfq-guard ! -type d") == ""
     assert guest.sh("nft list tables | grep nfq", check=False) == ""
+
+
+@pytest.mark.parametrize("fail_mode", ["open", "closed"])
+def test_a_stop_leaves_nothing_of_a_daemon_that_is_killed_meanwhile(
+    guest: Guest, fail_mode: str
+) -> None:
+    """As by an administrator for whom the stop takes too long."""
+    guest.configure(f'mode = "enforce"\nfail_mode = "{fail_mode}"')
+    guest.sh("systemctl restart nfq-guard")
+    pid = guest.show("MainPID")
+    guest.sh(f"systemctl stop --no-block nfq-guard; kill -9 {pid}")
+    ended = {"inactive", "failed"}
+    guest.until(lambda: guest.show("ActiveState") in ended, "the service is stopped")
+    assert rules(guest) == 0
+    assert not pins(guest)
+    assert "killed" not in guest.sh("ls -A /run/nfq-guard")
 
 
 def test_as_installed_it_saves_a_connection(guest: Guest) -> None:
