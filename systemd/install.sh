@@ -40,7 +40,9 @@ if [ "$1" = uninstall ]; then
         systemctl disable --quiet --now nfq-guard-metrics.socket nfq-guard.service 2>/dev/null || true
         systemctl stop 'nfq-guard@*.service' 2>/dev/null || true
     fi
-    [ ! -x "$prefix/sbin/nfq-guard" ] || "$prefix/sbin/nfq-guard" rules remove --quiet || true
+    # What a service left that systemd gave up after many crashes, such as sysctls.
+    [ ! -x "$prefix/sbin/nfq-guard" ] ||
+        "$prefix/sbin/nfq-guard" prepare --remove --rules --quiet || true
     rm -rf "$home" "$prefix/sbin/nfq-guard" "$prefix/share/doc/nfq-guard" "$units/nfq-guard.service" \
         "$units/nfq-guard@.service" "$units/nfq-guard@.service.d" \
         "$units/nfq-guard-metrics.socket" "$units"/*/nfq-guard-metrics.socket "$units"/*/nfq-guard@*.service \

@@ -102,3 +102,16 @@ def test_uninstall_takes_all_but_the_configuration(guest: Guest) -> None:
     assert "nfq-guard.service is disabled in this image, and stays so" in said
     assert guest.sh("systemctl is-enabled nfq-guard", check=False) == "disabled\n"
     guest.sh("systemctl enable --quiet --now nfq-guard")
+
+
+def test_uninstall_takes_what_a_service_left_that_systemd_gave_up(guest: Guest) -> None:
+    """After too many crashes rules, pins and sysctls stay, and stopping removes none of them."""
+    guest.configure('mode = "dry-run"\nevidence = "kernel-log"')
+    log = "/proc/sys/net/netfilter/nf_conntrack_log_invalid"
+    guest.sh("systemctl stop nfq-guard; nfq-guard prepare --rules --quiet")
+    assert guest.sh(f"cat {log}") == "255\n"
+    guest.sh(f"{INSTALLER} uninstall")
+    assert guest.sh(f"cat {log}; ls -d /run/nfq-guard-kernel-log 2>/dev/null", check=False) == "0\n"
+    assert "NFQUEUE" not in guest.sh("cat <(iptables-save) <(ip6tables-save)")
+    guest.configure("")
+    guest.install()
