@@ -52,6 +52,7 @@ _WITHOUT_ENTRY: Final = {
     # Match modules that use the conntrack entry: their result without one, unless negated.
     "connmark": NO_ENTRY,
     "connbytes": NO_ENTRY,
+    "cluster": NO_ENTRY,
     "helper": None,
     "connlabel": None,
 }

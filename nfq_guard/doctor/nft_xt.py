@@ -12,8 +12,8 @@ from nfq_guard.doctor.iptables_rules import PASSING
 from nfq_guard.doctor.rule_model import ALWAYS, NO_ENTRY, Condition, depends, unreadable
 
 # Matches on the conntrack entry or its state. The first ones never match without an entry.
-_OF_ENTRY: Final = frozenset({"connbytes", "connmark"})
-_OF_STATE: Final = frozenset({"cluster", "connlabel", "conntrack", "helper", "state"})
+_OF_ENTRY: Final = frozenset({"cluster", "connbytes", "connmark"})
+_OF_STATE: Final = frozenset({"connlabel", "conntrack", "helper", "state"})
 _HOLDING: Final = frozenset({"comment", "nfacct"})
 # Their options decide what they write.
 _WRITING: Final = frozenset({"CT", "HMARK", "MARK", "NOTRACK", "SET"})

@@ -52,6 +52,8 @@ def _forward(*rules: str, chains: str = "") -> list[tuple[Act, Truth]]:
         ("-m connmark --mark 0x1", Truth.NO),
         ("-m connmark ! --mark 0x1", Truth.NO),
         ("-m connbytes --connbytes 1: --connbytes-mode packets --connbytes-dir both", Truth.NO),
+        ("-m cluster --cluster-total-nodes 2 --cluster-local-node 1", Truth.NO),
+        ("-m cluster --cluster-total-nodes 2 ! --cluster-local-node 1", Truth.NO),
         ("-m helper ! --helper ftp", Truth.YES),
         ("-m comment --comment INVALID", Truth.YES),
         ('-m comment --comment "-m conntrack --ctstate NEW"', Truth.YES),
@@ -107,6 +109,19 @@ def test_a_queue_with_bypass_passes_packets_while_nobody_reads_it() -> None:
     check = fate_of(walk(f"{FILTER}-A {invalid} --queue-bypass\n"), "forward")
     assert "is accepted, or sent elsewhere (queue 7) by `" in check.what
     assert check.what.endswith("depends on: a program on the queue")
+
+
+def test_nodes_of_a_cluster_drop_what_no_entry_assigns_to_them() -> None:
+    """As in the manual of iptables-extensions: no INVALID packet gets the mark of its node."""
+    mets = walk(
+        "*mangle\n:PREROUTING ACCEPT [0:0]\n"
+        "-A PREROUTING -i eth1 -m cluster --cluster-total-nodes 2 --cluster-local-node 1 "
+        "--cluster-hash-seed 0xdeadbeef -j MARK --set-mark 0xffff\n"
+        "-A PREROUTING -i eth1 -m mark ! --mark 0xffff -j DROP\nCOMMIT\n"
+    )
+    check = fate_of(mets, "prerouting")
+    assert check.status is Status.WARNING
+    assert "or dropped by `-i eth1 -m mark ! --mark 0xffff -j DROP`" in check.what
 
 
 def test_jumps_gotos_and_returns() -> None:

@@ -493,6 +493,7 @@ def test_a_match_on_the_state_that_nft_lists_by_name_only() -> None:
             [],
         ),
         ([_xt("match", "connmark"), DROPPED], []),
+        ([_xt("match", "cluster"), DROPPED], []),
         ([_xt("match", "recent"), DROPPED], [(Act.DROP, Truth.DEPENDS)]),
         ([_xt("match", "comment"), DROPPED], [(Act.DROP, Truth.YES)]),
         ([_xt("target", "LOG")], []),

@@ -107,6 +107,8 @@ IPTABLES_MATCHES = (
     "-m connmark --mark 0x0",
     "-m connmark ! --mark 0x1",
     "-m connbytes --connbytes 0: --connbytes-mode packets --connbytes-dir both",
+    "-m cluster --cluster-total-nodes 2 --cluster-local-nodemask 3 --cluster-hash-seed 7",
+    "-m cluster --cluster-total-nodes 2 ! --cluster-local-nodemask 3 --cluster-hash-seed 7",
     "-m helper --helper ftp",
     "-m helper ! --helper ftp",
     "-m comment --comment INVALID",

@@ -191,6 +191,8 @@ _IPTABLES_ENTRY: Final = (
     "-m helper ! --helper ftp",
     "-m connlabel --label 1",
     "-m connlabel ! --label 1",
+    "-m cluster --cluster-total-nodes 2 --cluster-local-nodemask 3 --cluster-hash-seed 7",
+    "-m cluster --cluster-total-nodes 2 ! --cluster-local-nodemask 3 --cluster-hash-seed 7",
 )
 _IPTABLES_KNOWN: Final = (
     "-p tcp",
