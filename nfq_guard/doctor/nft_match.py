@@ -14,6 +14,7 @@ from typing import Any, Final, final
 from nfq_guard.doctor.nft_text import expression, statement
 from nfq_guard.doctor.nft_values import MARK, OPERATORS, STATES, mark_tests, number_of, write
 from nfq_guard.doctor.rule_model import (
+    ALL_BITS,
     ALWAYS,
     NEVER,
     NO_ENTRY,
@@ -44,6 +45,9 @@ _NUMBERS: Final = {
 _PROTOCOLS: Final = frozenset(
     {"tcp", "udp", "udplite", "icmp", "icmpv6", "sctp", "dccp", "igmp", "ah", "esp", "comp", "gre"}
 )
+_MAY_LACK: Final = frozenset({"exthdr", "ip option", "sctp chunk", "socket", "tcp option"})
+"""Expressions that have no value for a packet without such a header or socket."""
+
 _LOOPBACK: Final = frozenset({"lo"})
 _STATE: Final = {"ct": {"key": "state"}}
 _ORDERINGS: Final[Mapping[str, Callable[[int, int], bool]]] = {
@@ -162,14 +166,33 @@ class Segment:
     def writes(self, mangle: Mapping[str, Any]) -> tuple[Condition, MarkWrite | None]:
         """Whether a rule continues after `KEY set VALUE`, and the write to the mark."""
         key, value = mangle["key"], mangle["value"]
-        other_header = "payload" in key and isinstance(self._value(key), _NoEntry)
-        if _reads_entry(value) or other_header:
+        if _reads_entry(value):
+            return NO_ENTRY, None
+        if "payload" in key and isinstance(self._value(key), _NoEntry):
             return NEVER, None
         if key != MARK:
-            return ALWAYS, None
+            return self._has_value(value), None
         if isinstance(value, dict) and "map" in value:
             return self._mapped(value["map"])
-        return ALWAYS, write(value)
+        return self._has_value(value), write(value)
+
+    @staticmethod
+    def restored(mangle: Mapping[str, Any]) -> int:
+        """The bits of the mark that a packet of a connection gets by `meta mark set ct VALUE`."""
+        return ALL_BITS if mangle["key"] == MARK and _reads_entry(mangle["value"]) else 0
+
+    def _has_value(self, value: Any) -> Condition:  # noqa: ANN401 - JSON
+        """Whether what is to be written has a value; a rule ends if it has none."""
+        if not isinstance(value, dict) or len(value) != 1:
+            return ALWAYS
+        ((kind, inner),) = value.items()
+        if kind == "map":
+            return self.chooses(inner)
+        if kind in _MAY_LACK:
+            return depends(expression(value))
+        if kind in OPERATORS or kind == "concat":
+            return all_of(self._has_value(each) for each in inner)
+        return self.has(value)
 
     def _mapped(self, mapping: Mapping[str, Any]) -> tuple[Condition, MarkWrite]:
         """The effect of `meta mark set KEY map { ... }`; an absent key ends the rule."""
@@ -185,6 +208,7 @@ class Segment:
             lambda: any_of(
                 [
                     *(condition for condition, _ in self._found(mapping)),
+                    *(ALWAYS for left, _ in self._pairs(mapping["data"]) if left == "*"),
                     *self._added(self._value(mapping["key"]), mapping["data"]),
                 ]
             ),

@@ -8,10 +8,11 @@ value.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final, final
 
-from nfq_guard.doctor import nft_match, nft_text, nft_unnamed, nft_xt
+from nfq_guard.doctor import nft_match, nft_text, nft_unnamed, nft_words, nft_xt
 from nfq_guard.doctor.check import Check, note
 from nfq_guard.doctor.nft_match import Segment
 from nfq_guard.doctor.rule_model import (
@@ -46,12 +47,15 @@ _RATES: Final = frozenset({"limit", "quota", "ct count"})
 _PASSING: Final = frozenset(
     {
         *("counter", "log", "dup", "map", "last", "secmark", "comment"),
-        *("ct helper", "ct timeout", "ct expectation", "optstrip"),
+        *("ct helper", "ct timeout", "ct expectation", "optstrip", "reset"),
     }
 )
 
-_SENDING: Final = frozenset({"queue", "reject", "tproxy"})
+_SENDING: Final = frozenset({"fwd", "queue", "reject", "synproxy", "tproxy"})
 """Verdicts that have conditions of their own."""
+
+_CHOOSING: Final = frozenset({"ct expectation", "ct helper", "ct timeout", "dup"}) | _SENDING
+"""Statements that may take a parameter from a map; without a value there the rule ends."""
 
 Statement = Mapping[str, Any]
 _Key = tuple[str, str, str]
@@ -237,7 +241,7 @@ class _Reader:
         self, chain: str, handle: int, expr: Sequence[Statement | str], text: str
     ) -> Iterator[Rule]:
         conditions: list[Condition] = []
-        for statement in expr:
+        for statement in _translated(expr):
             if isinstance(statement, str):
                 yield self._listed(chain, text, handle, all_of(conditions), statement)
                 continue
@@ -250,6 +254,10 @@ class _Reader:
                 elif name == "mangle":
                     when, mark = self._segment.writes(value)
                     zone = self._segment.zone(value)
+                    bits = self._segment.restored(value)
+                    if bits:
+                        before = all_of(conditions)
+                        yield Rule(text, before, Act.GO_ON, restores=bits, handle=handle)
                     conditions.append(when)
                     if mark is not None or zone is not None:
                         written = Rule(text, all_of(conditions), Act.GO_ON, handle=handle)
@@ -266,6 +274,8 @@ class _Reader:
 
     def _conditions(self, name: str, value: Any) -> Iterator[Condition]:  # noqa: ANN401 - JSON
         """The conditions under which a rule continues after a statement; none if it always does."""
+        if name in _CHOOSING:
+            yield from map(self._segment.chooses, _maps(value))
         if name == "match":
             yield self._segment.matches(value)
         elif name in _RATES:
@@ -319,6 +329,16 @@ class _Reader:
         return Rule(text, when, Act.JUMP if verb == "jump" else Act.GOTO, name, handle=handle)
 
 
+def _translated(expr: Sequence[Statement | str]) -> Iterator[Statement | str]:
+    """The statements of a rule, with those of text that add an element to a map translated."""
+    for each in expr:
+        found: list[Statement | str] = [each]
+        if isinstance(each, str) and nft_unnamed.chain_in(each) is None:
+            with suppress(nft_words.UntranslatedError):
+                found = [*nft_words.statements(each)]
+        yield from found
+
+
 def _acts_early(expr: Sequence[Statement | str]) -> bool:
     """Whether a rule does something to packets before it selects them by their state."""
     for name, value in (
@@ -349,6 +369,16 @@ def flowtables(names: Sequence[str]) -> Iterator[Check]:
             "be_liberal on offloaded flows, so their packets are rarely INVALID",
             "expect fewer INVALID packets of those flows, and windows that restart",
         )
+
+
+def _maps(value: Any) -> Iterator[Mapping[str, Any]]:  # noqa: ANN401 - JSON
+    """The maps from which a statement takes its parameters."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if name == "map":
+                yield inner
+            else:
+                yield from _maps(inner)
 
 
 def _is_dormant(table: Mapping[str, Any]) -> bool:

@@ -161,6 +161,18 @@ def test_zones_that_the_packet_decides() -> None:
     assert of_nft([{"mangle": {"key": {"meta": {"key": "priority"}}, "value": 7}}]) == []
 
 
+def test_an_accept_behind_a_zone_for_some_packets_ends_the_chain_for_these() -> None:
+    key = {"payload": {"protocol": "tcp", "field": "dport"}}
+    zone = {"map": {"key": key, "data": {"set": [[81, 3]]}}}
+    written = {"mangle": {"key": {"ct": {"key": "zone"}}, "value": zone}}
+    rules = tcp(of_nft([written, {"accept": None}], [NOTRACK]))
+    assert [(rule.act, rule.certain) for rule in rules] == [
+        (RawAct.TRACKING, False),
+        (RawAct.END, False),
+        (RawAct.TRACKING, True),
+    ]
+
+
 @pytest.mark.parametrize(
     ("word", "protocols"),
     [

@@ -543,6 +543,10 @@ def test_the_mark_that_a_target_of_iptables_writes_is_not_known() -> None:
     assert (rule.mark, rule.act) == (ANY_MARK, Act.GO_ON)
 
 
+def _written(key: object, value: object) -> dict[str, object]:
+    return {"mangle": {"key": key, "value": value}}
+
+
 PAIR = {"concat": [STATE, NAME]}
 
 
@@ -598,6 +602,13 @@ def test_a_drop_of_some_packets_behind_an_accept_of_known_connections(
     assert fate_of(list(path.walk(tables, 4)), "forward").status is status
 
 
+PORTS = {"key": {"payload": {"protocol": "tcp", "field": "dport"}}, "data": {"set": [[22, 1]]}}
+ALL = {**PORTS, "data": {"set": [[22, 1], ["*", 2]]}}
+OTHERS = {"key": {"meta": {"key": "l4proto"}}, "data": {"set": [["udp", 1]]}}
+PRIORITY = {"meta": {"key": "priority"}}
+MARK = {"meta": {"key": "mark"}}
+ENTRY_MARK = {"ct": {"key": "mark"}}
+SIZE = {"tcp option": {"name": "maxseg", "field": "size"}}
 METER = {"key": ADDRESS, "stmt": {"limit": {"rate": 1, "inv": True}}, "name": "m"}
 
 
@@ -614,6 +625,23 @@ METER = {"key": ADDRESS, "stmt": {"limit": {"rate": 1, "inv": True}}, "name": "m
         ([{"meter": METER}, DROPPED], [(Act.DROP, Truth.DEPENDS)]),
         ([{"meter": {**METER, "key": OTHER_ADDRESS}}, DROPPED], []),
         ([{"meter": {**METER, "stmt": {"counter": None}}}, DROPPED], [(Act.DROP, Truth.YES)]),
+        # What has no value for the packet ends the rule.
+        ([_written(PRIORITY, {"map": PORTS}), ACCEPTED], [(Act.ACCEPT, Truth.DEPENDS)]),
+        ([_written(ENTRY_MARK, {"map": PORTS}), ACCEPTED], [(Act.ACCEPT, Truth.DEPENDS)]),
+        ([_written(PRIORITY, {"map": ALL}), ACCEPTED], [(Act.ACCEPT, Truth.YES)]),
+        ([_written(PRIORITY, {"map": OTHERS}), ACCEPTED], []),
+        ([_written(MARK, {"socket": {"key": "mark"}}), ACCEPTED], [(Act.ACCEPT, Truth.DEPENDS)]),
+        ([_written(MARK, {"|": [SIZE, 1]}), ACCEPTED], [(Act.ACCEPT, Truth.DEPENDS)]),
+        ([_written(SIZE, {"rt": {"key": "mtu"}}), ACCEPTED], [(Act.ACCEPT, Truth.YES)]),
+        ([{"ct helper": {"map": PORTS}}, ACCEPTED], [(Act.ACCEPT, Truth.DEPENDS)]),
+        ([{"ct helper": "ftp"}, ACCEPTED], [(Act.ACCEPT, Truth.YES)]),
+        ([{"dup": {"addr": {"map": PORTS}}}, ACCEPTED], [(Act.ACCEPT, Truth.DEPENDS)]),
+        ([{"synproxy": {"map": PORTS}}], [(Act.ELSEWHERE, Truth.DEPENDS)]),
+        ([{"synproxy": None}], [(Act.ELSEWHERE, Truth.YES)]),
+        # These go on.
+        ([{"reset": {"tcp option": {"name": "sack-perm"}}}, DROPPED], [(Act.DROP, Truth.YES)]),
+        (["add @m { ip saddr : tcp dport }", DROPPED], [(Act.DROP, Truth.YES)]),
+        (["add @m { ip6 saddr : tcp dport }", DROPPED], []),
         ([{"reject": {"type": "icmp", "expr": "host-unreachable"}}], [(Act.REJECT, Truth.YES)]),
         ([{"reject": {"type": "icmpv6", "expr": "no-route"}}], []),
     ],
@@ -624,6 +652,21 @@ def test_statements_with_conditions_of_their_own(
     rule = [matching(STATE, "invalid", "in"), *statements]
     mets = list(path.walk(nft_rules.Ruleset(nft(rule)).tables(), 4))
     assert decides(mets, "forward") == found
+
+
+@pytest.mark.parametrize("value", [ENTRY_MARK, {"&": [ENTRY_MARK, 255]}])
+def test_a_mark_that_packets_get_from_their_connection(value: object) -> None:
+    """An INVALID packet gets none, and meets what takes packets without it."""
+    rules = [
+        [_written(MARK, value)],
+        [matching(STATE, "new", "in"), _written(MARK, 7)],
+        [matching(MARK, 7), ACCEPTED],
+        [DROPPED],
+    ]
+    mets = list(path.walk(nft_rules.Ruleset(nft(*rules)).tables(), 4))
+    check = fate_of(mets, "forward")
+    assert check.status is Status.WARNING
+    assert "dropped by default: `drop`" in check.what
 
 
 def test_a_reject_for_one_family_is_followed_for_that_family() -> None:

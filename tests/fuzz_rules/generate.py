@@ -161,6 +161,10 @@ _LIMITS: Final = (
     "quota over 10 mbytes",
     "ct count 5",
     "ct count over 5",
+    "meta priority set tcp dport map { 22 : 1:1 }",
+    "ct mark set tcp dport map { 80 : 5, 443 : 6 }",
+    "meta mark set socket mark",
+    "meta mark set tcp option maxseg size",
 )
 _TERMINAL: Final = (
     *("drop", "drop", "drop", "accept", "accept", "return"),
@@ -187,12 +191,12 @@ _IPTABLES_ENTRY: Final = (
     "-m connmark ! --mark 0x1/0xff",
     "-m connbytes --connbytes 0: --connbytes-mode packets --connbytes-dir both",
     "-m connbytes ! --connbytes 5: --connbytes-mode bytes --connbytes-dir original",
+    "-m cluster --cluster-total-nodes 2 --cluster-local-nodemask 3 --cluster-hash-seed 7",
+    "-m cluster --cluster-total-nodes 2 ! --cluster-local-nodemask 3 --cluster-hash-seed 7",
     "-m helper --helper ftp",
     "-m helper ! --helper ftp",
     "-m connlabel --label 1",
     "-m connlabel ! --label 1",
-    "-m cluster --cluster-total-nodes 2 --cluster-local-nodemask 3 --cluster-hash-seed 7",
-    "-m cluster --cluster-total-nodes 2 ! --cluster-local-nodemask 3 --cluster-hash-seed 7",
 )
 _IPTABLES_KNOWN: Final = (
     "-p tcp",
