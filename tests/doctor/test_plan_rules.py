@@ -323,6 +323,13 @@ LIVE: dict[str, tuple[str, list[tuple[bytes, int | None, int | None]]]] = {
         ),
         [(STRAY, DROPPED, INVALID)],
     ),
+    "a quoted comment": (
+        restore(
+            "*filter",
+            rf"""-A FORWARD {NAMED} -m comment --comment "it\'s a \"\\q\"" -j DROP""",
+        ),
+        [(STRAY, DROPPED, INVALID)],
+    ),
     "a reset behind": (
         restore("*filter", f"-A FORWARD {NAMED} -j DROP", f"-A FORWARD -p tcp {NAMED} -j {RESET}"),
         [(STRAY, DROPPED, INVALID)],
