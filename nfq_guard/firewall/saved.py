@@ -17,8 +17,10 @@ _QUEUES: Final = re.compile(r"(?<=--queue-num )\d+|(?<=--queue-balance )[\d:]+")
 # A word of iptables-save: in quotes, where a backslash precedes each quote and backslash, or plain.
 _WORD: Final = re.compile(r'"((?:[^"\\]|\\.)*)"(?!\S)|(\S+)')
 _ESCAPED: Final = re.compile(r"\\(.)")
-# Matches on the conntrack entry, which an INVALID packet lacks.
-_NEEDS_ENTRY: Final = frozenset({"--ctstatus", "--ctorigsrc", "--ctorigdst", "--ctdir"})
+# Matches that never hold without a conntrack entry, and those that then hold if negated.
+_NEED_ENTRY: Final = frozenset({"cluster", "connbytes", "connmark"})
+_NEED_ENTRY_UNLESS_NEGATED: Final = frozenset({"connlabel", "helper"})
+_STATES: Final = ("--ctstate", "--state")
 
 Meaning = frozenset[tuple[str, ...]]
 """A rule's options, independent of their order and spelling."""
@@ -158,15 +160,38 @@ def _state_matches(rule: str) -> bool | None:
 
 def may_take_invalid(rule: str) -> bool:
     """Whether a rule may match an INVALID packet; True if unknown."""
-    words = split(rule)
-    if _state_matches(rule) is False or _NEEDS_ENTRY & set(words):
+    return all(_may_hold(module, options) for module, options in _matches(rule))
+
+
+def _may_hold(module: str, options: list[list[str]]) -> bool:
+    """Whether the options of one match may hold for an INVALID packet."""
+    names = {option[0] for option in options}
+    stated = [
+        ("INVALID" in option[1].split(",")) is not option[0].startswith("! ")
+        for option in options
+        if option[0].removeprefix("! ") in _STATES and len(option) > 1
+    ]
+    if module == "conntrack" and options and not stated:
+        return False  # the other options of a match with a state are not looked at
+    if module in _NEED_ENTRY:
         return False
-    # connmark matches no packet without an entry; our rules exclude the loopback interface.
-    loopback = any(
-        words[at : at + 2] == ["-i", "lo"] and words[at - 1 : at] != ["!"]
-        for at in range(len(words))
-    )
-    return "connmark" not in words and not loopback
+    if module in _NEED_ENTRY_UNLESS_NEGATED and not all(name.startswith("! ") for name in names):
+        return False
+    # Our rules exclude the loopback interface.
+    return all(stated) and ["-i", "lo"] not in options
+
+
+def _matches(rule: str) -> list[tuple[str, list[list[str]]]]:
+    """The matches of a rule: each match module, and before these the rule's own."""
+    found: list[tuple[str, list[list[str]]]] = [("", [])]
+    for option in _options(rule):
+        if option[0] in {"-j", "-g"}:
+            break
+        if option[0] == "-m":
+            found.append((" ".join(option[1:]), []))
+        else:
+            found[-1][1].append(option)
+    return found
 
 
 def split(rule: str) -> list[str]:

@@ -143,6 +143,16 @@ def test_saved_rules_are_read_whoever_wrote_them() -> None:
         ("-m conntrack --ctstate ESTABLISHED -j ACCEPT", set()),
         ("-m conntrack --ctstatus SNAT -j ACCEPT", set()),
         ("-m conntrack ! --ctstate INVALID -j RETURN", set()),
+        # Beside a state the kernel looks at nothing else without an entry.
+        ("-m conntrack --ctstate INVALID --ctdir REPLY -j DROP", {Kind.TAKEN_BEFORE}),
+        ("-m conntrack --ctstate INVALID -m conntrack --ctdir REPLY -j DROP", set()),
+        ("-m conntrack --ctrepldst 10.0.0.1 -j ACCEPT", set()),
+        ("-m connbytes --connbytes 1: --connbytes-mode packets -j ACCEPT", set()),
+        ("-m cluster --cluster-total-nodes 2 ! --cluster-local-node 1 -j ACCEPT", set()),
+        ("-m helper --helper ftp -j ACCEPT", set()),
+        ("-m helper ! --helper ftp -j ACCEPT", {Kind.TAKEN_BEFORE}),
+        ("-m connlabel ! --label 1 -j ACCEPT", {Kind.TAKEN_BEFORE}),
+        ("-m comment --comment connmark -j ACCEPT", {Kind.TAKEN_BEFORE}),
     ],
 )
 def test_a_rule_before_ours_that_takes_invalid_packets_is_named(
