@@ -3,14 +3,25 @@
 
 import re
 import struct
-from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Final
+from collections.abc import Iterable, Iterator, Sequence
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_network,
+    summarize_address_range,
+)
+from typing import Final, NamedTuple, final
 
 from nfq_guard.doctor.check import Check, note, ok
+from nfq_guard.doctor.default_deny import is_interface
+from nfq_guard.doctor.follow import Finding as Followed
+from nfq_guard.doctor.header_words import addresses, split
 from nfq_guard.doctor.path import Met
 from nfq_guard.finding import Finding, Reason
 from nfq_guard.flow import PROTO_TCP, Hook
+from nfq_guard.names import counted
 from nfq_guard.policy.decision import Policy
 from nfq_guard.policy.intervals import is_private
 from nfq_guard.wire.ip import decode
@@ -20,46 +31,103 @@ TARGETS: Final = frozenset({"MASQUERADE", "SNAT", "NETMAP"})
 
 Network = IPv4Network | IPv6Network
 
-# The source address of a rule, in the form of `follow`'s conditions.
-_NETWORK: Final = r"[0-9a-f:.]+(?:/\d+)?"
-_SOURCE: Final = re.compile(rf"(?:-s|ip6? saddr) (?:\{{ )?({_NETWORK}(?:, {_NETWORK})*)(?: \}})?$")
 _LEAVING: Final = re.compile(r"(?:-o|oif(?:name)?) (?!!)")
+_SOURCES: Final = frozenset({"-s", "--src-range", "saddr"})
+_ENDS: Final = _SOURCES | {"-d", "--dst-range", "daddr"}
 # A network of the private sources of which a rule for all sources hides some.
 _PRIVATE: Final = {4: ip_network("192.168.0.0/16"), 6: ip_network("fd00::/8")}
+_MOST: Final = 8
+"""Sources that are named."""
 _OUTSIDE: Final = {4: bytes((198, 51, 100, 1)), 6: bytes.fromhex("2001") + bytes(13) + b"\x01"}
 
 
-def networks(path: Iterable[Met]) -> dict[Network, str]:
-    """The source networks that rules translate, each with its rule."""
-    found: dict[Network, str] = {}
-    for met in path:
-        finding = met.finding
-        if met.hook != "postrouting" or finding.rule.target not in TARGETS:
-            continue
+@final
+class Hidden(NamedTuple):
+    """Sources that a rule translates.
+
+    Attributes:
+        network: The network, or the first one of a range.
+        rule: The rule.
+    """
+
+    network: Network
+    rule: str
+
+
+def networks(path: Iterable[Met]) -> dict[str, Hidden]:
+    """The source addresses, networks and ranges that rules translate, by their text."""
+    found: dict[str, Hidden] = {}
+    for finding in _translating(path):
         for word in finding.on:
-            match = _SOURCE.match(word)
-            for text in () if match is None else match[1].split(", "):
-                found.setdefault(ip_network(text, strict=False), finding.rule.text)
+            for part in _sources(word):
+                elements = finding.table.sets.get(part[1:], ()) if part[0] == "@" else (part,)
+                for element in elements:
+                    for network in _networks(element):
+                        found.setdefault(element, Hidden(network, finding.rule.text))
     return found
+
+
+def _translating(path: Iterable[Met]) -> Iterator[Followed]:
+    """The rules that translate the source of packets that leave."""
+    for met in path:
+        if met.hook == "postrouting" and met.finding.rule.target in TARGETS:
+            yield met.finding
+
+
+def _sources(word: str) -> tuple[str, ...]:
+    """The sources that a condition names; none if it is another one."""
+    parted = split(word)
+    if parted is None or parted.negated or parted.name not in _SOURCES:
+        return ()
+    return parted.parts
+
+
+def _networks(text: str) -> Iterator[Network]:
+    """The networks of an address, a network or a range; none of another text."""
+    try:
+        first, last = addresses(text)
+    except ValueError:
+        return
+    if isinstance(first, IPv4Address) and isinstance(last, IPv4Address):  # noqa: SIM114 - by type
+        yield from summarize_address_range(first, last)
+    elif isinstance(first, IPv6Address) and isinstance(last, IPv6Address):
+        yield from summarize_address_range(first, last)
 
 
 def _of_all_sources(path: Iterable[Met]) -> dict[int, str]:
-    """By family, a rule that translates all that leaves by an interface, whatever its source."""
+    """By family, a rule that translates all that leaves, or all of an interface."""
     found: dict[int, str] = {}
-    for met in path:
-        finding = met.finding
-        leaving = any(_LEAVING.match(word) for word in finding.on) and finding.by_interface
-        if met.hook == "postrouting" and finding.rule.target in TARGETS and leaving:
-            found.setdefault(finding.table.family, finding.rule.text)
+    for finding in _translating(path):
+        family = finding.table.family
+        leaving = any(map(_LEAVING.match, finding.on))
+        # Without an interface, an earlier rule may have taken packets out, as kube-proxy's does.
+        if (leaving or not finding.spared) and all(_leaves(word, family) for word in finding.on):
+            found.setdefault(family, finding.rule.text)
     return found
+
+
+def _leaves(word: str, family: int) -> bool:
+    """Whether private sources remain under a condition: one on interfaces, or an exception."""
+    if is_interface(word):
+        return True
+    parted = split(word)
+    if parted is None or not parted.negated or parted.name not in _ENDS:
+        return False
+    excepted = [network for part in parted.parts for network in _networks(part)]
+    if parted.name not in _SOURCES or not excepted:
+        return parted.name not in _SOURCES
+    sample = _PRIVATE[family]
+    return not any(
+        each.overlaps(sample) and each.prefixlen <= sample.prefixlen for each in excepted
+    )
 
 
 def checks(path: Iterable[Met], policy: Policy) -> Iterator[Check]:
     """Whether late RSTs of hidden networks would leave untranslated under this policy."""
     mets = list(path)
-    hidden = {str(network): (network, rule) for network, rule in networks(mets).items()}
+    hidden = networks(mets)
     for family, rule in _of_all_sources(mets).items():
-        hidden[f"private IPv{family} sources"] = (_PRIVATE[family], rule)
+        hidden[f"private IPv{family} sources"] = Hidden(_PRIVATE[family], rule)
     if not hidden:
         return
     leaking: dict[str, Network] = {}
@@ -69,7 +137,7 @@ def checks(path: Iterable[Met], policy: Policy) -> Iterator[Check]:
         decision = policy.decide(queued, decode(packet), None, Finding(Reason.NO_ENTRY), 0.0)
         if not decision.drops:
             leaking[name] = network
-    names = ", ".join(f"{name} (`{rule}`)" for name, (_, rule) in hidden.items())
+    names = _some([f"{name} (`{rule}`)" for name, (_, rule) in hidden.items()])
     if not leaking:
         yield ok("policy.leak", f"no late RST of a hidden network leaves untranslated: {names}")
         return
@@ -79,15 +147,20 @@ def checks(path: Iterable[Met], policy: Policy) -> Iterator[Check]:
     todo = 'include = "preset:no-leak" drops them'
     if public:
         todo += (
-            f"; for {', '.join(public)}, which is not private, add a rule with src, reason "
+            f"; for {_some(public)}, which is not private, add a rule with src, reason "
             "no-entry and tcp_flags rst, fin"
         )
     yield note(
         "policy.leak",
-        f"late RST and FIN of {', '.join(leaking)} leave untranslated; the host's rules hide "
+        f"late RST and FIN of {_some(list(leaking))} leave untranslated; the host's rules hide "
         f"{names}",
         todo,
     )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _MOST
+    return ", ".join(names[:_MOST]) + (f" and {counted(more, 'other')}" if more > 0 else "")
 
 
 def _late_rst(network: Network) -> bytes:

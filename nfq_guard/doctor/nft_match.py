@@ -202,9 +202,11 @@ class Segment:
 
     def chooses(self, mapping: Mapping[str, Any]) -> Condition:
         """Whether a map has a value for the packet; without one the rule ends."""
+        data = mapping["data"]
+        shown = data if isinstance(data, str) else f"{{ {', '.join(keys(self._pairs(data)))} }}"
         return self._of_states(
             mapping["key"],
-            expression(mapping["key"]),
+            f"{expression(mapping['key'])} {shown}",
             lambda: any_of(
                 [
                     *(condition for condition, _ in self._found(mapping)),
@@ -363,6 +365,12 @@ def _reads_entry(expr: Any) -> bool:  # noqa: ANN401 - JSON
             return True
         return any(_reads_entry(each) for each in expr.values())
     return isinstance(expr, list) and any(_reads_entry(each) for each in expr)
+
+
+def keys(elements: Sequence[Any]) -> tuple[str, ...]:
+    """The elements of a set or the keys of a map, as text."""
+    pairs = ((each if isinstance(each, list) else [each])[:1] for each in elements)
+    return tuple(expression(_unwrapped(key)) for pair in pairs for key in pair)
 
 
 def _unwrapped(element: Any) -> Any:  # noqa: ANN401 - JSON

@@ -51,7 +51,7 @@ _PASSING: Final = frozenset(
     }
 )
 
-_SENDING: Final = frozenset({"fwd", "queue", "reject", "synproxy", "tproxy"})
+_SENDING: Final = frozenset({"dnat", "fwd", "queue", "reject", "snat", "synproxy", "tproxy"})
 """Verdicts that have conditions of their own."""
 
 _CHOOSING: Final = frozenset({"ct expectation", "ct helper", "ct timeout", "dup"}) | _SENDING
@@ -201,6 +201,7 @@ class Ruleset:
             },
             own=name in _OWN_TABLES,
             nft_family=family,
+            sets={each: nft_match.keys(elements) for each, elements in sets.items()},
         )
 
 

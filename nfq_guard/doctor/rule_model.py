@@ -324,6 +324,7 @@ class Table:
         own: Whether it is a table of ours.
         present: The programs of which there are rules, for `owners`, once they were looked for.
         nft_family: Its family in nftables, such as `inet`; empty elsewhere.
+        sets: The elements of its named sets and the keys of its maps, as text.
     """
 
     filter: str
@@ -333,6 +334,7 @@ class Table:
     bases: Mapping[str, BaseChain] = field(default_factory=dict)
     own: bool = False
     nft_family: str = ""
+    sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict, compare=False, repr=False)
     present: set[str] = field(init=False, default_factory=set, compare=False, repr=False)
 
 

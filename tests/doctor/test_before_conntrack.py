@@ -166,10 +166,11 @@ def test_an_accept_behind_a_zone_for_some_packets_ends_the_chain_for_these() -> 
     zone = {"map": {"key": key, "data": {"set": [[81, 3]]}}}
     written = {"mangle": {"key": {"ct": {"key": "zone"}}, "value": zone}}
     rules = tcp(of_nft([written, {"accept": None}], [NOTRACK]))
-    assert [(rule.act, rule.certain) for rule in rules] == [
-        (RawAct.TRACKING, False),
-        (RawAct.END, False),
-        (RawAct.TRACKING, True),
+    some = (Span(Field.DPORT, ((b"\0Q", b"\0Q"),)),)
+    assert [(rule.act, rule.spans) for rule in rules] == [
+        (RawAct.TRACKING, some),
+        (RawAct.END, some),
+        (RawAct.TRACKING, ()),
     ]
 
 

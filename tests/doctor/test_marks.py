@@ -265,19 +265,25 @@ def test_hidden_networks_are_found_in_the_hosts_own_rules() -> None:
     ("rule", "found"),
     [
         ("-o wan0 -j MASQUERADE", {"private IPv4 sources"}),
-        ("-j MASQUERADE", set()),
-        ("! -o lo -j MASQUERADE", set()),
+        ("-j MASQUERADE", {"private IPv4 sources"}),
+        ("! -o lo -j MASQUERADE", {"private IPv4 sources"}),
+        ("-p tcp -j SNAT --to-source 203.0.113.9", {"private IPv4 sources"}),
+        ("! -s 10.1.0.0/16 ! -d 10.0.0.0/8 -o wan0 -j MASQUERADE", {"private IPv4 sources"}),
+        ("! -s 192.168.0.0/16 -o wan0 -j MASQUERADE", set()),
+        ("-d 10.0.0.0/8 -j MASQUERADE", set()),
+        # As kube-proxy: only packets with its mark get there.
+        ("-m mark ! --mark 0x4000/0x4000 -j RETURN\n-A POSTROUTING -j MASQUERADE", set()),
         ("-o wan0 -m mark --mark 0x1 -j MASQUERADE", set()),
         ("-o wan0 -j ACCEPT", set()),
         ("-s 10.1.0.0/16 -o wan0 -j SNAT --to-source 203.0.113.9", {"10.1.0.0/16"}),
+        ("-m iprange --src-range 10.1.0.5-10.1.0.9 -j MASQUERADE", {"10.1.0.5-10.1.0.9"}),
     ],
 )
 def test_what_a_rule_hides(rule: str, found: set[str]) -> None:
     mets = walk(f"*nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING {rule}\n")
     said = list(hidden.checks(mets, load_compiled("preset:router")))
-    names = {
-        name for name in ("private IPv4 sources", "10.1.0.0/16") if said and name in said[0].what
-    }
+    every = ("private IPv4 sources", "10.1.0.0/16", "10.1.0.5-10.1.0.9")
+    names = {name for name in every if said and f"{name} (`" in said[0].what}
     assert (bool(said), names) == (bool(found), found)
     held = hidden.checks(mets, load_compiled("preset:no-leak"))
     assert {check.status for check in held} <= {Status.OK}
@@ -306,6 +312,29 @@ def test_sources_in_a_set_are_hidden_networks() -> None:
     text = nft([matching(left, {"set": nets}), {"masquerade": None}], hook="postrouting")
     mets = list(path.walk(nft_rules.Ruleset(text.replace('"filter"', '"nat"')).tables(), 4))
     assert {str(network) for network in hidden.networks(mets)} == {"10.0.0.0/8", "172.16.0.0/12"}
+
+
+SOURCE = {"payload": {"protocol": "ip", "field": "saddr"}}
+LAN = {"set": {"family": "inet", "table": "t", "name": "lan", "elem": ["10.9.0.1", "10.9.0.2"]}}
+MANY = {"set": [[f"10.7.0.{host}", "192.0.2.1"] for host in range(1, 12)]}
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ([matching(SOURCE, "@lan"), {"masquerade": None}], "10.9.0.1, 10.9.0.2 leave"),
+        (
+            [{"snat": {"addr": {"map": {"key": SOURCE, "data": MANY}}}}],
+            "10.7.0.7, 10.7.0.8 and 3 others leave",
+        ),
+    ],
+)
+def test_sources_of_a_named_set_and_of_a_map(rule: list[object], said: str) -> None:
+    text = nft(rule, hook="postrouting", more=[LAN]).replace('"filter"', '"nat"')
+    mets = list(path.walk(nft_rules.Ruleset(text).tables(), 4))
+    (check,) = hidden.checks(mets, load_compiled("preset:router"))
+    assert said in check.what
+    assert "private IPv4 sources" not in check.what
 
 
 def test_a_mark_that_a_map_gives_to_some_packets() -> None:
