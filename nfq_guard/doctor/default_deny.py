@@ -27,6 +27,14 @@ _OPENING: Final = re.compile(
     r"|\(?tcp flags & \(?fin[ ,|]+syn[ ,|]+rst[ ,|]+ack\)?\)? == syn"
 )
 
+_PART: Final = r"(?:(?:ip6?|tcp|udp|sctp|th) [a-z0-9]+|meta l4proto|[io]if(?:name)?)"
+_CONCATENATION: Final = re.compile(
+    rf"(?P<fields>{_PART}(?: \. {_PART})+) (?P<not>!= )?"
+    r"(?P<values>\{ .+ \}|@\S+|\S+(?: \. \S+)+)"
+)
+_PROTOCOL: Final = frozenset({"l4proto", "nexthdr", "protocol"})
+"""Fields that all these packets have in common."""
+
 
 class _Field(Enum):
     IN = auto()
@@ -87,6 +95,10 @@ class _Term(NamedTuple):
     negated: bool = False
 
 
+_EXCEPTION: Final = _Term(_Field.IN, negated=True)
+"""All packets but some."""
+
+
 def is_interface(word: str) -> bool:
     """Whether a condition names interfaces only."""
     return _INTERFACE.fullmatch(word) is not None
@@ -94,7 +106,7 @@ def is_interface(word: str) -> bool:
 
 def is_of_header(word: str) -> bool:
     """Whether a condition is on a field of the header or on an interface."""
-    return _term(word) is not None
+    return _terms(word) is not None
 
 
 def bounded(conditions: Iterable[Words]) -> frozenset[Words]:
@@ -125,8 +137,7 @@ def takes_the_rest(on: Iterable[str], known: frozenset[Words], other: frozenset[
     if not known:
         return False
     words = frozenset(on)
-    terms = [_term(word) for word in words]
-    if None in terms:
+    if not all(map(is_of_header, words)):
         return False  # for some other property
     before = [
         each
@@ -135,7 +146,7 @@ def takes_the_rest(on: Iterable[str], known: frozenset[Words], other: frozenset[
     ]
     if not before:
         return False
-    if all(term is not None and _is_broad(term) for term in terms):
+    if all(map(_is_broad, _terms_of(words))):
         return True
     if any(not all(map(is_interface, each)) for each in before):
         return True  # some of what it names is accepted
@@ -157,21 +168,18 @@ def _is_broad(term: _Term) -> bool:
 def _answers(words: Words, accepted: Words) -> bool:
     """Whether the answers to accepted packets may meet these conditions, on a common field."""
     opposite = [
-        term._replace(field=_OTHER_WAY.get(term.field, term.field))
-        for term in map(_term, accepted)
-        if term is not None
+        term._replace(field=_OTHER_WAY.get(term.field, term.field)) for term in _terms_of(accepted)
     ]
-    named = {term.field for term in map(_term, words) if term is not None} - _INTERFACES
+    mine = _terms_of(words)
+    named = {term.field for term in mine} - _INTERFACES
     common = any(term.field in named for term in opposite)
-    mine = [term for term in map(_term, words) if term is not None]
     return common and not any(_apart(one, other) for one in mine for other in opposite)
 
 
 def _together(words: Words, others: Words) -> bool:
     """Whether one packet may meet both."""
-    mine = [term for term in map(_term, words) if term is not None]
-    theirs = [term for term in map(_term, others) if term is not None]
-    return not any(_apart(one, other) for one in mine for other in theirs)
+    theirs = _terms_of(others)
+    return not any(_apart(one, other) for one in _terms_of(words) for other in theirs)
 
 
 def _apart(one: _Term, other: _Term) -> bool:
@@ -198,14 +206,41 @@ def _apart(one: _Term, other: _Term) -> bool:
 
 def _same(one: str, other: str) -> bool:
     """Whether an interface may have both names; a name with a wildcard ends in `+` or `*`."""
+    if "@" in {one[:1], other[:1]}:
+        return True  # a named set
     if one[-1:] in "+*" and other.startswith(one[:-1]):
         return True
     return one == other or (other[-1:] in "+*" and one.startswith(other[:-1]))
 
 
+def _terms_of(words: Words) -> list[_Term]:
+    return [term for word in words for term in _terms(word) or ()]
+
+
 @lru_cache(maxsize=4096)
+def _terms(word: str) -> tuple[_Term, ...] | None:
+    """A condition; None for one on another property. A concatenation has a term for each field."""
+    concatenated = _CONCATENATION.fullmatch(word)
+    if concatenated is None:
+        term = _term(word)
+        return None if term is None else (term,)
+    fields = [each.split()[-1] for each in concatenated["fields"].split(" . ")]
+    if not _PROTOCOL.issuperset(set(fields) - set(_FIELDS)):
+        return None
+    if concatenated["not"]:
+        return (_EXCEPTION,)
+    values = concatenated["values"]
+    rows = [[values] * len(fields)]
+    if values[0] != "@":
+        rows = [each.split(" . ") for each in values.strip("{ }").split(", ")]
+    if any(len(row) != len(fields) for row in rows):
+        return None
+    columns = zip(fields, zip(*rows, strict=True), strict=True)
+    return tuple(_of(_FIELDS[field], column) for field, column in columns if field in _FIELDS)
+
+
 def _term(word: str) -> _Term | None:
-    """A condition; None for one on another property."""
+    """A condition on one field; None for one on another property."""
     negated = word.startswith("! ")
     if _OPENING.fullmatch(word.removeprefix("! ")) or _OPENING.fullmatch(
         word.replace("!= syn", "== syn")
@@ -213,7 +248,7 @@ def _term(word: str) -> _Term | None:
         return _Term(_Field.FLAGS, negated=negated or "!= syn" in word)
     parted = split(word)
     if parted is None:
-        return _Term(_Field.IN, negated=True) if is_interface(word) else None
+        return _EXCEPTION if is_interface(word) else None
     negated = parted.negated
     if parted.name == "--match-set":
         field = _Field.DESTINATION if parted.more.startswith("dst") else _Field.SOURCE
@@ -221,14 +256,19 @@ def _term(word: str) -> _Term | None:
     field_of = _FIELDS.get(parted.name)
     if field_of is None:
         return None
-    if field_of in _INTERFACES:
-        names = frozenset(part.strip('"') for part in parted.parts)
-        return _Term(field_of, names=names, negated=negated)
+    return _of(field_of, parted.parts, negated=negated)
+
+
+def _of(field: _Field, parts: Iterable[str], *, negated: bool = False) -> _Term:
+    """The condition that a field has one of some values."""
+    if field in _INTERFACES:
+        names = frozenset(part.strip('"') for part in parts)
+        return _Term(field, names=names, negated=negated)
     try:
-        values = tuple(_interval(field_of, part) for part in parted.parts)
+        values = tuple(_interval(field, part) for part in dict.fromkeys(parts))
     except ValueError:
-        return _Term(field_of, negated=negated)  # a named set
-    return _Term(field_of, values, negated=negated)
+        return _Term(field, negated=negated)  # a named set
+    return _Term(field, values, negated=negated)
 
 
 def _interval(field: _Field, part: str) -> tuple[int, int]:

@@ -602,6 +602,44 @@ def test_a_drop_of_some_packets_behind_an_accept_of_known_connections(
     assert fate_of(list(path.walk(tables, 4)), "forward").status is status
 
 
+OUT = {"meta": {"key": "oifname"}}
+PROTOCOL = {"meta": {"key": "l4proto"}}
+PORT = {"payload": {"protocol": "th", "field": "dport"}}
+NET = {"prefix": {"addr": "192.0.2.0", "len": 24}}
+
+
+def _joined(*parts: object) -> dict[str, object]:
+    return {"concat": list(parts)}
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "sign", "status"),
+    [
+        # As the same conditions one by one.
+        ((NAME, ADDRESS), [("eth0", NET)], "==", Status.WARNING),
+        ((NAME, ADDRESS), [("eth0", NET), ("eth1", NET)], "==", Status.WARNING),
+        ((NAME, ADDRESS), [("eth0", "192.0.2.1")], "==", Status.OK),
+        ((NAME, ADDRESS), [("eth7", NET)], "==", Status.OK),
+        ((NAME, ADDRESS), "@bad", "==", Status.OK),
+        ((NAME, ADDRESS), "@good", "!=", Status.WARNING),
+        ((NAME, OUT, PROTOCOL), [("eth0", "eth2", "tcp")], "==", Status.WARNING),
+        ((PROTOCOL, PORT), [("tcp", 25)], "==", Status.OK),
+        ((NAME, {"payload": {"protocol": "ip", "field": "ttl"}}), [("eth0", 3)], "==", Status.OK),
+    ],
+)
+def test_a_drop_by_a_concatenation_behind_an_accept_of_known_connections(
+    left: tuple[object, ...], right: str | list[tuple[object, ...]], sign: str, status: Status
+) -> None:
+    named: object = right
+    if not isinstance(right, str):
+        named = {"set": [_joined(*each) for each in right]}
+    inside = matching(NAME, {"set": ["eth0", "eth1"]})
+    known = [inside, matching(STATE, "established", "in"), ACCEPTED]
+    rule = [matching(_joined(*left), named, sign), DROPPED]
+    mets = list(path.walk(nft_rules.Ruleset(nft(known, rule)).tables(), 4))
+    assert fate_of(mets, "forward").status is status
+
+
 PORTS = {"key": {"payload": {"protocol": "tcp", "field": "dport"}}, "data": {"set": [[22, 1]]}}
 ALL = {**PORTS, "data": {"set": [[22, 1], ["*", 2]]}}
 OTHERS = {"key": {"meta": {"key": "l4proto"}}, "data": {"set": [["udp", 1]]}}
