@@ -12,7 +12,7 @@ from nfq_guard.cli.options import add_config, add_format, add_last_good, add_res
 from nfq_guard.cli.terminal import complain, json_text
 from nfq_guard.engine import Mode
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, ConfigError, UsageError
-from nfq_guard.firewall import Backend, Changes, Difference, FailMode, Firewall, Native
+from nfq_guard.firewall import Backend, Changes, Difference, FailMode, Firewall, Kind, Native
 from nfq_guard.firewall.native import render as render_native
 from nfq_guard.firewall.render import render
 from nfq_guard.names import visible
@@ -96,12 +96,14 @@ def _verify(args: argparse.Namespace, settings: Settings, firewall: Firewall) ->
             )
         return EXIT_OK
     differences = firewall.verify()
-    remarks = [] if args.quiet else firewall.remarks()
-    if differences or not args.quiet:
+    remarks = firewall.remarks()
+    dormant = [each for each in remarks if each.kind is Kind.DORMANT]
+    remarks = dormant if args.quiet else remarks
+    if differences or dormant or not args.quiet:
         sys.stdout.write(_format_differences(differences, remarks, as_json=as_json))
     if differences and not as_json:
         sys.stdout.write(f"next: `{_install_command(args)}` repairs this\n")
-    return EXIT_NOT_FINE if differences else EXIT_OK
+    return EXIT_NOT_FINE if differences or dormant else EXIT_OK
 
 
 def _remove(args: argparse.Namespace) -> int:
@@ -235,6 +237,7 @@ class RuleDifferenceRecord(TypedDict):
     """One difference that `rules verify` found, or a remark about rules of others.
 
     The kinds `taken-before` and `policy-skipped` are remarks: they do not make the status 1.
+    `dormant` is a table with our rules that is switched off: the kernel runs none of them.
 
     Attributes:
         kind: The kind of difference.
@@ -282,8 +285,9 @@ def _format_differences(
     if as_json:
         found = (*differences, *remarks)
         return "".join(f"{json_text(_difference(each))}\n" for each in found)
-    lines = [str(each) for each in differences] or ["rules OK"]
-    lines += [f"note: {each}" for each in remarks]
+    asleep = [each for each in remarks if each.kind is Kind.DORMANT]
+    lines = [str(each) for each in (*differences, *asleep)] or ["rules OK"]
+    lines += [f"note: {each}" for each in remarks if each not in asleep]
     return "".join(f"{visible(line)}\n" for line in lines)
 
 

@@ -19,7 +19,7 @@ from nfq_guard.doctor.header_words import addresses, ports, split
 from nfq_guard.doctor.one_sided import one_sided
 from nfq_guard.doctor.rule_model import ENDS, Act, Table, Truth, runs_before_conntrack
 from nfq_guard.errors import NfqGuardError, PrivilegeError
-from nfq_guard.firewall import BOTH_FAMILIES, Backend, Family
+from nfq_guard.firewall import BOTH_FAMILIES, Backend, Family, nft_query
 from nfq_guard.firewall.legacy_copy import LegacyCopy
 from nfq_guard.firewall.saved import Saved
 from nfq_guard.firewall.xtables import System, Xtables
@@ -114,7 +114,7 @@ def _has_raw(backend: Backend, family: Family) -> bool:
         PrivilegeError: This user cannot read whether there is one.
     """
     if backend is Backend.NFT:
-        return True
+        return not nft_query.is_dormant("raw", int(family))
     names = collect.NET / _LEGACY_NAMES[family]
     if names.exists() and not os.access(names, os.R_OK):
         raise PrivilegeError(

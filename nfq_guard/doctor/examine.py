@@ -141,7 +141,12 @@ def _rules(firewall: Firewall, rules: HostRules, *, by_others: bool) -> Iterator
     except NfqGuardError as error:
         problems.append(str(error))
     yield ours.ours(
-        places, differences, complete=not problems, others=rules.to_us, by_others=by_others
+        places,
+        differences,
+        complete=not problems,
+        others=rules.to_us,
+        by_others=by_others,
+        dormant=host_rules.dormant_ours(rules),
     )
     yield from _order(firewall) if holders else ()
     if firewall.spec.fail_mode is FailMode.KERNEL_DROP:

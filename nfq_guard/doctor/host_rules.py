@@ -3,7 +3,7 @@
 
 from collections.abc import Container
 from dataclasses import dataclass, field
-from typing import final
+from typing import Final, final
 
 from nfq_guard.doctor import collect, iptables_rules, nft_rules, own_queue, removed
 from nfq_guard.doctor.path import Met
@@ -13,6 +13,9 @@ from nfq_guard.firewall import BOTH_FAMILIES, Backend, Family
 from nfq_guard.firewall.legacy_copy import LegacyCopy
 from nfq_guard.firewall.saved import Saved
 from nfq_guard.firewall.xtables import System, Xtables
+
+_NFT_FAMILIES: Final = {Family.IPV4: "ip", Family.IPV6: "ip6"}
+_OUR_TABLE: Final = ("inet", nft_rules.OUR_TABLE)
 
 
 @final
@@ -72,6 +75,7 @@ def read(copy: LegacyCopy | None = None, queues: Container[int] = ()) -> HostRul
         if listed is not None:
             rules.native = nft_rules.Ruleset(listed)
             unread = _unread(rules)
+            rules.tables = [table for table in rules.tables if not _sleeps(table, rules.native)]
             rules.tables += rules.native.tables(unread)
             rules.problems += rules.native.unlisted(unread)
             rules.bridged += rules.native.bridged()
@@ -106,11 +110,31 @@ def of_copy(
     }
 
 
+def _sleeps(table: Table, native: nft_rules.Ruleset) -> bool:
+    """Whether the kernel runs no rule of a table of iptables-nft."""
+    family = _NFT_FAMILIES[Family(table.family)]
+    return table.filter == Backend.NFT and (family, table.name) in native.dormant
+
+
+def dormant_ours(rules: HostRules) -> list[str]:
+    """The tables with rules of ours of which the kernel runs none."""
+    native = rules.native
+    if native is None:
+        return []
+    return [
+        f"{_NFT_FAMILIES[family]} {table.name}"
+        for (backend, family), saved in rules.saved.items()
+        for table in saved.values()
+        if backend is Backend.NFT
+        and (_NFT_FAMILIES[family], table.name) in native.dormant
+        and (table.own_chains() or table.own_jumps())
+    ] + [f"inet {name}" for family, name in native.dormant if (family, name) == _OUR_TABLE]
+
+
 def _unread(rules: HostRules) -> frozenset[tuple[str, str]]:
     """Tables that iptables-nft cannot list, by nft's names for them."""
-    families = {Family.IPV4: "ip", Family.IPV6: "ip6"}
     unread: set[tuple[str, str]] = set()
-    for family, name in families.items():
+    for family, name in _NFT_FAMILIES.items():
         saved = rules.saved.get((Backend.NFT, family))
         if saved is None:  # one rule of nftables can make iptables-nft fail
             unread |= {(name, table) for table in nft_rules.IPTABLES_TABLES}

@@ -68,6 +68,7 @@ class Ruleset:
     Attributes:
         ours: Whether our native table is loaded.
         flowtables: Each flow table, as `TABLE NAME`.
+        dormant: The tables of which the kernel runs no chain, as `("ip", "mangle")`.
     """
 
     def __init__(self, text: str) -> None:
@@ -80,7 +81,7 @@ class Ruleset:
         """
         self.ours = False
         self.flowtables: list[str] = []
-        self._dormant: set[tuple[str, str]] = set()
+        self.dormant: set[tuple[str, str]] = set()
         self._bases: dict[_Key, BaseChain] = {}
         self._rules: dict[_Key, list[tuple[int, Sequence[Statement | str]]]] = {}
         self._sets: dict[_Key, Sequence[Any]] = {}
@@ -92,7 +93,7 @@ class Ruleset:
         if kind == "table":
             self.ours = self.ours or value["name"] == OUR_TABLE
             if _is_dormant(value):
-                self._dormant.add((value["family"], value["name"]))
+                self.dormant.add((value["family"], value["name"]))
         elif kind == "flowtable":
             self.flowtables.append(f"{value['table']} {value['name']}")
         elif kind in {"set", "map"}:
@@ -125,7 +126,7 @@ class Ruleset:
                 `("ip", "mangle")`. In all other tables iptables' own chains are skipped.
             protocol: The protocol of the packet that is followed.
         """
-        names = dict.fromkeys(key[:2] for key in self._rules if key[:2] not in self._dormant)
+        names = dict.fromkeys(key[:2] for key in self._rules if key[:2] not in self.dormant)
         return [
             self._table(family, name, number, unread, protocol)
             for family, name in names
@@ -138,7 +139,7 @@ class Ruleset:
         return [
             self._table(family, name, 4, frozenset(), TCP)
             for family, name in names
-            if (family, name) not in self._dormant
+            if (family, name) not in self.dormant
         ]
 
     def early(self) -> list[tuple[str, str]]:
@@ -149,7 +150,7 @@ class Ruleset:
                 for key, base in self._bases.items()
                 if runs_before_conntrack(base)
                 and not _is_iptables(key, base)
-                and key[:2] not in self._dormant
+                and key[:2] not in self.dormant
             )
         )
 

@@ -28,6 +28,7 @@ def ours(
     complete: bool = True,
     others: ToUs = NONE,
     by_others: bool = False,
+    dormant: Sequence[str] = (),
 ) -> Check:
     """The state of our rules.
 
@@ -37,7 +38,16 @@ def ours(
         complete: Whether all packet filters could be read.
         others: Rules of others that lead to our queue.
         by_others: Whether our rules are left to others (`rules = "none"`).
+        dormant: The tables with rules of ours of which the kernel runs none.
     """
+    if dormant:
+        which = " and ".join(dormant)
+        return problem(
+            "rules.ours",
+            f"our rules are in {which}, dormant in nftables: the kernel runs none of them",
+            f"find out what made it dormant; `nft add table {dormant[0]}` wakes it, with all of "
+            "its rules",
+        )
     if not places and not complete:
         return note("rules.ours", "cannot read whether our rules are installed", "run it as root")
     if not places:
@@ -105,8 +115,8 @@ def _such(others: ToUs) -> str:
 
 
 def remarks(found: Sequence[Difference]) -> Iterator[Check]:
-    """Checks on rules of other programs in the chains of our jumps."""
-    for each in found:
+    """Checks on rules of other programs in the chains of our jumps; `ours` has dormant tables."""
+    for each in (one for one in found if one.kind is not Kind.DORMANT):
         if each.kind is Kind.POLICY_SKIPPED:
             todo = "replace the policy by a rule, which stands before ours"
         else:

@@ -26,6 +26,7 @@ class Kind(StrEnum):
     LEFTOVER = "leftover"
     TAKEN_BEFORE = "taken-before"
     POLICY_SKIPPED = "policy-skipped"
+    DORMANT = "dormant"
 
 
 @final

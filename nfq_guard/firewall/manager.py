@@ -236,7 +236,9 @@ class Firewall:
         return found + self._offload().verify()
 
     def remarks(self) -> list[Difference]:
-        """Rules of other programs in the chains of our jumps that an installation does not change.
+        """What affects our rules in tables shared with others, and no installation changes.
+
+        These are rules in the chains of our jumps, and tables that are dormant.
 
         Raises:
             UnavailableError: iptables is not installed.
@@ -249,6 +251,18 @@ class Firewall:
         for tables in self._usable(backend, []):
             should = wanted(self.spec, backend)
             found += remarks(should, tables.save(), tables.family, backend)
+            found += [
+                Difference(
+                    kind=Kind.DORMANT,
+                    family=tables.family,
+                    backend=backend,
+                    table=each.table,
+                    chain="",
+                    detail="the kernel runs none of its rules, ours included",
+                )
+                for each in should
+                if backend is Backend.NFT and nft_query.is_dormant(each.table, int(tables.family))
+            ]
         return found
 
     def generation(self) -> int | None:

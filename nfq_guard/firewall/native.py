@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple, final
 
 from nfq_guard.errors import UnavailableError
-from nfq_guard.firewall import nft_program
+from nfq_guard.firewall import nft_program, nft_query
 from nfq_guard.firewall.compare import Difference, Kind
 from nfq_guard.firewall.nft_program import Listed
 from nfq_guard.firewall.rule_counters import RuleCounters
@@ -168,7 +168,10 @@ class NativeTable:
         live = nft_program.table(self._runner, NATIVE_TABLE, _WHAT)
         if live is None:
             return [_difference(Kind.MISSING_CHAIN, "", "the table is not there")]
-        return list(_differences(live, render(self._spec, self._families), self._wanted()))
+        found = list(_differences(live, render(self._spec, self._families), self._wanted()))
+        if nft_query.is_dormant(NATIVE_TABLE):
+            found.append(_difference(Kind.DORMANT, "", "the kernel runs none of its rules"))
+        return found
 
     def leftover(self) -> list[Difference]:
         """The difference that reports a table that should not exist."""

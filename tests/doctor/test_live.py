@@ -249,6 +249,40 @@ def test_a_dormant_table_takes_nothing(host: Host, flag: str) -> None:
     assert ("foreign.plain" in status) is not bool(flag)
 
 
+def test_a_dormant_table_of_iptables_runs_no_rule(
+    host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither one that takes INVALID packets, nor ours, which would queue them."""
+    others = {
+        "filter": "-A FORWARD -m conntrack --ctstate INVALID -j DROP",
+        "raw": "-A PREROUTING -p tcp --sport 80 -j CT --notrack",
+    }
+    for table, rule in others.items():
+        host.ns.run("iptables-nft", "-t", table, *rule.split())
+    assert host.command("rules", "install", "--backend", "nft") == 0
+    awake = {"fate.forward", "foreign.plain", "tracking.half"}
+
+    def bad() -> set[str]:
+        _, checks = host.examine()
+        found = {check["id"] for check in checks if check["status"] in {"warning", "problem"}}
+        return found & {*awake, "rules.ours"}
+
+    assert bad() == awake
+    for table in ("filter", "raw", "mangle"):
+        host.ns.run("nft", "add", "table", "ip", table, "{ flags dormant; }")
+    assert bad() == {"rules.ours"}
+    capsys.readouterr()
+    for quiet in ([], ["--quiet"]):
+        assert host.command("rules", "verify", "--backend", "nft", *quiet) == 1
+        assert capsys.readouterr().out == (
+            "dormant: IPv4 nft mangle: the kernel runs none of its rules, ours included\n"
+        )
+    for table in ("filter", "raw", "mangle"):
+        host.ns.run("nft", "add", "table", "ip", table)
+    assert host.command("rules", "verify", "--backend", "nft") == 0
+    assert bad() == awake
+
+
 @pytest.mark.parametrize(
     "native",
     ["ct state != { established, new } counter", "meta mark set 1"],
