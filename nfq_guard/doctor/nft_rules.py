@@ -91,7 +91,7 @@ class Ruleset:
 
     def _take(self, kind: str, value: Mapping[str, Any]) -> None:
         if kind == "table":
-            self.ours = self.ours or value["name"] == OUR_TABLE
+            self.ours = self.ours or (value["family"], value["name"]) == ("inet", OUR_TABLE)
             if _is_dormant(value):
                 self.dormant.add((value["family"], value["name"]))
         elif kind == "flowtable":
@@ -200,7 +200,7 @@ class Ruleset:
                 and not is_own(key[2])
                 and (key[:2] in unread or not _is_iptables(key, base))
             },
-            own=name in _OWN_TABLES,
+            own=family == "inet" and name in _OWN_TABLES,
             nft_family=family,
             sets={each: nft_match.keys(elements) for each, elements in sets.items()},
         )

@@ -290,6 +290,14 @@ def test_our_native_table_is_not_foreign() -> None:
     assert list(path.walk(ruleset.tables(), 4)) == []
 
 
+def test_a_table_of_another_family_with_the_name_of_ours_is_foreign() -> None:
+    text = nft([matching(STATE, "invalid"), DROPPED], table="nfq_guard")
+    ruleset = nft_rules.Ruleset(text.replace('"inet"', '"ip"'))
+    assert not ruleset.ours
+    mets = list(path.walk(ruleset.tables(), 4))
+    assert decides(mets, "forward") == [(Act.DROP, Truth.YES)]
+
+
 def test_chains_of_iptables_in_nfts_list_are_left_to_iptables() -> None:
     where = {"family": "ip", "table": "security"}
     base = {**where, "name": "OUTPUT", "type": "filter", "hook": "output", "prio": 150}
