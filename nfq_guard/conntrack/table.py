@@ -153,6 +153,8 @@ class FlowTable:
         self._now = 0.0
         # Each entry, by the keys of both directions.
         self._entries: dict[Key, Entry] = {}
+        # Entries whose reply is a key of another entry.
+        self._claims: dict[Key, Entry] = {}
         self._count = 0
 
     def __len__(self) -> int:
@@ -308,15 +310,30 @@ class FlowTable:
         return self._join(entry, None, arriving, reverse(leaving))
 
     def answer(self, opening: Key, reply: Key) -> bool:
-        """Record that the reply to a SYN with the tuple `opening` has the tuple `reply`.
+        """Record that the reply to the SYN with the tuple `opening`, and no other, is `reply`.
 
         Returns:
             Whether that is a translation of a flow without a reply so far.
         """
         entry = self._live(opening)
-        if entry is None or entry.state != TcpState.SYN_SENT or self._live(reply) is not None:
+        if entry is None or entry.state != TcpState.SYN_SENT:
             return False
+        other = self._live(reply)
+        if other is not None:
+            if _is_translated(other) and other.reply == reply and _ends(other):
+                # The opener has its ports again, with another translation.
+                self._forget(other)
+            elif _opens_apart(other, entry) and other.original == reverse(reply):
+                # The answer to its own SYN has another tuple.
+                self._claims[reply] = other
+            else:
+                return False
         return self._join(entry, None, opening, reply)
+
+    def original_of(self, key: Key) -> Key | None:
+        """The original direction of the flow of `key`; None without a flow."""
+        entry = self._live(key)
+        return None if entry is None else entry.original
 
     def separate(self, opening: Key) -> None:
         """Undo `answer` for the flow of a SYN with the tuple `opening`, if it still exists."""
@@ -573,17 +590,36 @@ class FlowTable:
             self._make_room(now)
         entry.status = IPS_CONFIRMED
         self._entries[entry.original] = entry
-        self._entries[entry.reply] = entry
+        self._claim_reply(entry, now)
         self._count += 1
         self.created += 1
 
-    def _remove_key(self, key: Key, entry: Entry) -> None:
-        """Remove a key of an entry, unless a later one has the same.
+    def _claim_reply(self, entry: Entry, now: float) -> None:
+        """Give a new entry its reply, unless that is the reply of one that goes on.
 
-        A flow to a server may have the reply of one that is translated to it.
+        A flow to a server may have the reply of one that is translated to it. The kernel then gives
+        the later flow another port. Until the capture shows that, packets with this tuple belong
+        to the earlier flow, unless it is about to end: it may have ended on the host.
         """
-        if self._entries.get(key) is entry:
-            del self._entries[key]
+        key = entry.reply
+        other = self._entries.get(key)
+        if other is None or other is entry or (other.expires <= now and self._expires):
+            self._entries[key] = entry
+        elif _ends(other):
+            self._entries[key] = entry
+            self._claims[key] = other
+        else:
+            self._claims[key] = entry
+
+    def _remove_key(self, key: Key, entry: Entry) -> None:
+        """Remove a key of an entry unless it is that of another, or give it to the next one."""
+        if self._entries.get(key) is not entry:
+            return
+        del self._entries[key]
+        if self._claims:
+            other = self._claims.pop(key, None)
+            if other is not None and other.reply == key and not other.gone:
+                self._entries[key] = other
 
     def _forget(self, entry: Entry) -> None:
         self._remove_key(entry.original, entry)
@@ -618,6 +654,16 @@ def _direction(entry: Entry, key: Key) -> int:
 
 def _is_translated(entry: Entry) -> bool:
     return entry.reply != reverse(entry.original)
+
+
+def _opens_apart(entry: Entry, other: Entry) -> bool:
+    """Whether a TCP flow without an answer so far began with another number than `other`."""
+    return entry.state == TcpState.SYN_SENT and entry.peers[0].td_end != other.peers[0].td_end
+
+
+def _ends(entry: Entry) -> bool:
+    """Whether a TCP flow is about to end, or over."""
+    return TcpState.FIN_WAIT <= entry.state <= TcpState.CLOSE
 
 
 def _is_assured(entry: Entry) -> bool:

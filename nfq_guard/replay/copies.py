@@ -96,12 +96,19 @@ class _Departure:
         self.links: list[bytes] = []
         self.hop_limit = 0
 
-    def takes(self, hop_limit: int, link: bytes) -> bool:
+    def takes(self, hop_limit: int, link: bytes, *, arrives: bool) -> bool:
         """Whether a packet with this hop limit, at this place, is one that the host forwards.
 
         A packet of the host itself, such as its RST, has a fresh hop limit.
+
+        Args:
+            hop_limit: Its hop limit.
+            link: Its link header and interface.
+            arrives: Whether packets of another translated flow arrive with its tuple.
         """
-        return not self.links or (link in self.links and hop_limit <= self.hop_limit)
+        if not self.links:
+            return not arrives
+        return link in self.links and hop_limit <= self.hop_limit
 
 
 @final
@@ -207,7 +214,9 @@ class Copies:
             self._recent[content] = sighting
         self._recent[digest] = sighting
         departure = self._departures.get(key)
-        if departure is not None and departure.takes(packet.hop_limit, link):
+        if departure is not None and departure.takes(
+            packet.hop_limit, link, arrives=reverse(key) in self._departures
+        ):
             self.arriving = departure.arriving
             return DEPARTED
         return FIRST

@@ -91,12 +91,16 @@ class Halves:
         for key in (opening, answer, reverse(opening), reverse(answer)):
             joins[key] = watched
 
-    def refuted_by(self, segment: Segment, key: Key) -> Key | None:
+    def refuted_by(self, segment: Segment, key: Key, known: Key | None) -> Key | None:
         """The direction of the SYN of a joined flow that a segment shows to be none.
+
+        Two flows may have the same tuple, each on its side of the host.
 
         Args:
             segment: Any segment.
             key: Its direction.
+            known: The direction of the SYN of the flow that has this tuple so far; None without
+                one.
         """
         joins = self._joins
         found = joins.get(key)
@@ -110,12 +114,24 @@ class Halves:
             found.answerer_went_on = found.answerer_went_on or key == found.answer
             if not (found.opener_went_on and found.answerer_went_on):
                 return None
+        elif (known is not None and known != found.opening) or self._is_another(
+            segment, found.opening
+        ):
+            return None
         else:
             refuted = found.opening
         for one in (found.opening, found.answer):
             joins.pop(one, None)
             joins.pop(reverse(one), None)
         return refuted
+
+    def _is_another(self, segment: Segment, opening: Key) -> bool:
+        """Whether a segment opens a connection, or answers the SYN of one, other than `opening`."""
+        kind = segment.flags & (SYN | ACK)
+        if kind == SYN | ACK:
+            answered = self._opening.get(segment.ack)
+            return answered is not None and answered != opening
+        return kind == SYN
 
     def half_of(self, segment: Segment, key: Key) -> Key | None:
         """The direction of the flow that a segment answers by both of its numbers.

@@ -388,7 +388,7 @@ class Replayer:
         halves = self._halves
         if self.reader.checksums.is_damaged(self.reader.suspect):
             return
-        refuted = halves.refuted_by(segment, key)
+        refuted = halves.refuted_by(segment, key, self.table.original_of(key))
         if refuted is not None:
             self.table.separate(refuted)
             self.translations -= 1

@@ -111,8 +111,10 @@ def joined(most: int = 16) -> Halves:
     return found
 
 
-def went_on(found: Halves, way: Key, flags: int = ACK) -> Key | None:
-    return found.refuted_by(segment(70_001, 90_001, flags), way)
+def went_on(
+    found: Halves, way: Key, flags: int = ACK, *, ack: int = 90_001, known: Key | None = None
+) -> Key | None:
+    return found.refuted_by(segment(70_001, ack, flags), way, known)
 
 
 @pytest.mark.parametrize("went", [(), (OPENING,), (ANSWER,), (ANSWER, ANSWER)])
@@ -134,6 +136,18 @@ def test_a_join_that_both_ends_confirm() -> None:
     assert found.watches
     assert went_on(found, ANSWER) is None
     assert not found.watches
+
+
+@pytest.mark.parametrize("way", [reverse(OPENING), reverse(ANSWER)])
+def test_a_join_is_not_refuted_by_another_flow_with_its_tuple(way: Key) -> None:
+    """Each has it on its side of the host."""
+    found = joined()
+    for number, opening in ((80_000, far(1)), (70_000, OPENING)):
+        found.opening_of(segment(number, 0, SYN), opening)
+    assert went_on(found, way, SYN) is None
+    assert went_on(found, way, SYN | ACK, ack=80_001) is None
+    assert went_on(found, way, known=far(1)) is None
+    assert went_on(found, way, SYN | ACK, ack=70_001) == OPENING, "the answer to the same SYN"
 
 
 def test_joins_are_forgotten_together() -> None:

@@ -270,6 +270,57 @@ def test_the_next_connection_of_an_end_with_another_translation(again: Translati
         assert replayer.table.created == 2, place
 
 
+def readdressed(frames: list[Frame], family: int, start_s: float) -> list[Frame]:
+    """The frames with the pod in the server's place, moved in time."""
+    layer = IP if family == 4 else IPv6
+    server, pod = (address(end, family) for end in ("10.0.0.2", "10.0.0.8"))
+    for frame in frames:
+        packet = layer(frame.octets[16:])
+        packet.src = pod if packet.src == server else packet.src
+        packet.dst = pod if packet.dst == server else packet.dst
+        frame.octets = frame.octets[:16] + mended(packet)
+        frame.time_ns += int(start_s * 1_000_000_000)
+    return frames
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("shown", [(INCOMING, OUTGOING), (INCOMING,), (OUTGOING,)])
+@pytest.mark.parametrize("start_s", [0.003, 0.012, 0.015, 0.021, 0.035, 0.072, 0.155])
+def test_two_flows_of_a_port_to_one_server(
+    start_s: float, shown: tuple[int, ...], family: int
+) -> None:
+    """One to a service, and one to the pod behind it, which gets another port.
+
+    The tuple of one behind the translation is that of the other before it.
+    """
+    service = routed(talk_of(family), Translation(destination=POD))
+    direct = routed(talk_of(family, later=1), Translation(source=(None, 31_234)))
+    frames = service + readdressed(direct, family, start_s - 2.0)
+    frames = sorted(frames, key=lambda frame: frame.time_ns)
+    replayer, found = replayed([frame for frame in frames if frame.octets[1] in shown])
+    assert found == []
+    assert (replayer.table.created, replayer.translations) == (2, 2)
+
+
+@pytest.mark.parametrize("side", [INCOMING, OUTGOING])
+def test_the_next_connection_of_a_port_leaves_with_another(side: int) -> None:
+    """The answers to both have one tuple where they leave."""
+    first = one_sided(routed(talk_of(), Translation(source=ROUTER_PORT)), side)
+    second = one_sided(routed(talk_of(later=1), Translation(source=("10.0.0.9", 31_235))), side)
+    replayer, found = replayed(first + second)
+    assert found == []
+    assert (replayer.table.created, replayer.translations) == (2, 2)
+
+
+def test_two_answers_with_one_tuple_are_of_one_flow() -> None:
+    """Unless the first flow is about to end: no two answers leave with one tuple."""
+    first = one_sided(routed(talk_of(), Translation(source=ROUTER_PORT)), OUTGOING)[:12]
+    again = one_sided(routed(talk_of(later=1), Translation(source=("10.0.0.9", 31_235))), OUTGOING)
+    replayer, _ = replayed(first + again[:2])
+    assert replayer.translations == 1
+
+
 def one_sided(frames: list[Frame], kind: int) -> list[Frame]:
     """Received packets alone, or sent ones."""
     return [frame for frame in frames if frame.octets[1] == kind]
