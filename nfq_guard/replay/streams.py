@@ -549,7 +549,9 @@ class Streams:
             if waiting is not None:
                 self._acknowledge_gaps(stream, peer, waiting, ack)
                 _settle(waiting.watched, ack)
-        if waiting is not None and waiting.beyond and self.beyond is None:
+        # An acknowledgement of less than an earlier one is late, and takes nothing back.
+        late = before(ack, peer.acked)
+        if waiting is not None and waiting.beyond and self.beyond is None and not late:
             _refute(waiting, ack, self._now)
 
     def _acknowledge_gaps(self, stream: Stream, peer: Side, pending: Pending, ack: Seq) -> None:

@@ -399,6 +399,17 @@ def test_late_acknowledgements_of_less_refute_nothing() -> None:
     assert facts(found) == []
 
 
+def test_acknowledgement_that_the_network_delayed_refutes_nothing() -> None:
+    """Of less than an earlier one: it was sent before, and takes back nothing."""
+    talk = conversation()
+    for ack in (2001, 501):
+        talk.client("A", 19, ack)
+    talk.server("R", 2001)
+    found = invalid(talk.frames)
+    assert found[0].frame.number == 8
+    assert facts(found) == []
+
+
 def test_acknowledgement_that_comes_twice_is_no_series() -> None:
     talk = conversation()
     for ack in (1001, 5_000_001, 5_000_001, 1001):
