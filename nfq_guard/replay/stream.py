@@ -221,6 +221,8 @@ class Side:
             unknown, which it bounds from below.
         pending: Its undecided segments; None before the first.
         went_on: Whether its peer acknowledged more than one segment of it before its first frame.
+        abort: Number of its first RST ahead of what its peer acknowledged in the file.
+        abort_index: Position of that RST; 0 without one.
     """
 
     def __init__(self, number: int) -> None:
@@ -238,6 +240,8 @@ class Side:
         self.flight = 0
         self.pending: Pending | None = None
         self.went_on = False
+        self.abort: Seq = Seq(0)
+        self.abort_index = 0
         # An acknowledgement that came before this end's first frame: number, index and frame.
         self.asked_ack: Seq = Seq(0)
         self.asked_index = 0

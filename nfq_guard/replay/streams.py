@@ -177,7 +177,7 @@ class Streams:
         if flags & (SYN | FIN | RST):
             stream.marked += 1
         if flags & RST:
-            self._reset(side, peer, segment, index, frame)
+            self._reset(stream, side, peer, segment, index, frame)
             return
         side.alive = index
         if not side.known:
@@ -210,15 +210,33 @@ class Streams:
         if stream.latest - now > _DISORDER_S:
             stream.latest = now
 
-    def _reset(self, side: Side, peer: Side, segment: Segment, index: int, frame: int) -> None:
+    def _reset(
+        self, stream: Stream, side: Side, peer: Side, segment: Segment, index: int, frame: int
+    ) -> None:
         if peer.pending is not None:
             _answer_by_reset(peer.pending.outside, segment)
         acknowledges = segment.flags & ACK != 0
         if acknowledges and not peer.known and not peer.asked_index:
             peer.asked_ack, peer.asked_index, peer.asked_frame = segment.ack, index, frame
+        if side.known and after(segment.seq, side.acked):
+            self._abort(stream, side, segment, index, frame)
         self.ahead = (side.known and after(segment.seq, side.end)) or (
             acknowledges and peer.known and after(segment.ack, peer.end)
         )
+
+    def _abort(self, stream: Stream, side: Side, segment: Segment, index: int, frame: int) -> None:
+        """Take an RST ahead of what its peer acknowledged in the file.
+
+        Conntrack ends a flow with such an RST only if it saw the acknowledgement. An RST without
+        one has the number that the segment which it answers acknowledges (RFC 9293 3.10.7.1): if it
+        repeats an earlier RST, the file lacks that segment.
+        """
+        if not side.abort_index:
+            side.abort = segment.seq
+            side.abort_index = index
+        elif segment.seq == side.abort and not segment.flags & ACK:
+            at = side.abort_index
+            self._prove(stream, side, Doubt.UNSEEN_REQUEST, at, frame, segment.seq, 0)
 
     def _side_of(
         self, entry: Entry | None, direction: int, key: Key, segment: Segment, frame: int

@@ -410,6 +410,27 @@ def test_acknowledgement_that_the_network_delayed_refutes_nothing() -> None:
     assert facts(found) == []
 
 
+@pytest.mark.parametrize("lost", [True, False])
+def test_resets_behind_an_abort_whose_acknowledgement_is_missing(*, lost: bool) -> None:
+    """An RST that repeats the number of an earlier one answers an acknowledgement of it.
+
+    Conntrack ends the flow with the first RST if that acknowledgement passed before; else it calls
+    the next RST INVALID, which has a lower number.
+    """
+    talk = conversation()
+    talk.server("PA", 1001, 19, length=2000)
+    talk.client("A", 19, 2001)
+    talk.server("RA", 3001, 19)
+    if not lost:
+        talk.client("A", 19, 3001)
+    for number in (1001, 2001, 3001):
+        talk.server("R", number, win=0)
+    found = invalid(talk.frames)
+    assert found
+    assert {outcome.finding.reason for outcome in found if outcome.finding} == {Reason.RST_OUTSIDE}
+    assert len(facts(found)) == (0 if lost else len(found))
+
+
 def test_acknowledgement_that_comes_twice_is_no_series() -> None:
     talk = conversation()
     for ack in (1001, 5_000_001, 5_000_001, 1001):
