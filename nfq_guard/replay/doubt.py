@@ -164,6 +164,8 @@ def doubt_of(
     proof = _proof_near(place)
     if proof is not None:
         return Doubted(kind=proof.kind, proof=proof)
+    if _lacks_scale(finding, place):
+        return Doubted(kind=Doubt.UNSEEN_HANDSHAKE)
     beyond = place.beyond
     if beyond is not None and finding.reason is Reason.ACK_OVER:
         # The stream ends here, or its sender fell silent: nothing disproves the number.
@@ -239,6 +241,14 @@ def _lacks_one_answer(place: Place) -> bool:
     """
     peer = place.stream.sides[1 - place.sender]
     return not peer.packets and peer.asked_index > 0 and not peer.went_on
+
+
+def _lacks_scale(finding: Finding, place: Place) -> bool:
+    """Whether an earlier RST ended the flow unless the window is as small as without its scale."""
+    one, other = place.stream.sides
+    aborted = place.stream.sides[place.sender].abort_index
+    unknown = one.scale < 0 or other.scale < 0
+    return finding.reason is Reason.RST_OUTSIDE and unknown and 0 < aborted < place.index
 
 
 def _goes_on_alone(place: Place) -> bool:

@@ -20,7 +20,7 @@ from nfq_guard.replay.settings import ReplaySettings
 from nfq_guard.replay.stream import Doubt
 from nfq_guard.wire.packet import RST, SYN, Packet, Segment
 from tests.support import captures
-from tests.support.conversation import RAW, Conversation
+from tests.support.conversation import RAW, SYN_OPTIONS, Conversation
 from tests.support.healthy import displaced, download, renumbered, swapped, traffic, without
 from tests.support.healthy_others import MAKERS, others
 
@@ -429,6 +429,30 @@ def test_resets_behind_an_abort_whose_acknowledgement_is_missing(*, lost: bool) 
     assert found
     assert {outcome.finding.reason for outcome in found if outcome.finding} == {Reason.RST_OUTSIDE}
     assert len(facts(found)) == (0 if lost else len(found))
+
+
+@pytest.mark.parametrize("aborts", [True, False])
+@pytest.mark.parametrize("captured", [40, 60])
+def test_resets_behind_an_abort_in_a_window_of_unknown_scale(
+    captured: int, *, aborts: bool
+) -> None:
+    """Conntrack believes an abort behind the last segment only within the window."""
+    talk = Conversation()
+    talk.client("S", 0, win=1000, options=SYN_OPTIONS)
+    talk.server("SA", 0, 1, win=65160, options=SYN_OPTIONS)
+    talk.client("A", 1, 1, win=100)
+    for start, length in ((1, 500), (501, 400), (2001, 1000), (3001, 1000)):
+        talk.server("PA", start, 1, length=length)
+    if aborts:
+        talk.server("RA", 4001, 1)
+    for ack in (501, 901):
+        talk.client("A", 1, ack, win=100)
+    talk.server("R", 501)
+    for frame in talk.frames[:2]:
+        frame.octets = frame.octets[:captured]
+    found = invalid(talk.frames)
+    assert bool(found) is not (aborts and captured == 60)
+    assert (facts(found) == found) is not (aborts and captured == 40)
 
 
 def test_acknowledgement_that_comes_twice_is_no_series() -> None:
