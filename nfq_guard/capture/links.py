@@ -25,11 +25,15 @@ NO_PACKET: Final = -1
 _ETHERTYPE_IPV4: Final = b"\x08\x00"
 _ETHERTYPE_IPV6: Final = b"\x86\xdd"
 _ETHERTYPE_PPPOE: Final = b"\x88\x64"
+# Version and type 1 with code 0.
+_PPPOE_SESSION: Final = b"\x11\x00"
 _MPLS: Final = frozenset({b"\x88\x47", b"\x88\x48"})
 _MOST_LABELS: Final = 16
 # 802.1Q, 802.1ad and its predecessors.
 _TAGS: Final = frozenset({b"\x81\x00", b"\x88\xa8", b"\x91\x00", b"\x92\x00"})
 _NFLOG_PAYLOAD: Final = 9
+# Attributes of NFLOG that say where a packet was: hook, interfaces and the rule's prefix.
+_NFLOG_PLACE: Final = frozenset({1, 4, 5, 6, 7, 10})
 _NFLOG_ALIGN: Final = 4
 
 
@@ -140,12 +144,51 @@ def _ipv6(octets: bytes) -> int:
     return _if_version(octets, 0, 6)
 
 
+def steady(linktype: int, header: bytes) -> bytes:
+    """A link header without what differs from packet to packet in one place, such as a length.
+
+    Args:
+        linktype: LINKTYPE_* number.
+        header: The octets before the IP packet.
+    """
+    if linktype == NFLOG:
+        return _nflog_place(header)
+    if linktype in {ETHERNET, PPP_ETHER}:
+        # The PPP protocol number behind the header of PPPoE has two octets, or one if compressed.
+        for size in (8, 7):
+            start = len(header) - size
+            if header[max(start, 0) :][:2] == _PPPOE_SESSION and (
+                start == 0 or header[start - 2 : start] == _ETHERTYPE_PPPOE
+            ):
+                return header[: start + 4] + header[start + 6 :]
+    return header
+
+
+def _nflog_order(octets: bytes) -> str:
+    """The byte order of the attributes, for `struct`.
+
+    It is the capturing host's, which the header does not state. The length of the first attribute
+    shows it, because it is always below 256.
+    """
+    return ">" if len(octets) >= 8 and octets[4] == 0 and octets[5] else "<"
+
+
+def _nflog_place(header: bytes) -> bytes:
+    head = struct.Struct(_nflog_order(header) + "HH")
+    start, place = 4, header[:4]
+    while start + 4 <= len(header):
+        length, kind = head.unpack_from(header, start)
+        if length < 4:
+            break
+        if kind & 0x7FFF in _NFLOG_PLACE:
+            place += header[start : start + length]
+        start += length + _NFLOG_ALIGN - 1 & -_NFLOG_ALIGN
+    return place
+
+
 def _nflog(octets: bytes) -> int:
-    # Attributes are in the capturing host's byte order, which the header does not state. The length
-    # of the first attribute shows it, because it is always below 256.
     start, end = 4, len(octets)
-    order = ">" if end >= 8 and octets[4] == 0 and octets[5] else "<"
-    head = struct.Struct(order + "HH")
+    head = struct.Struct(_nflog_order(octets) + "HH")
     while start + 4 <= end:
         length, kind = head.unpack_from(octets, start)
         if length < 4:

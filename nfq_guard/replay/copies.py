@@ -14,7 +14,7 @@ rewritten, options and payload are compared as well.
 from typing import Final, final
 
 from nfq_guard.capture.frame import Frame
-from nfq_guard.capture.links import LINUX_SLL, LINUX_SLL2
+from nfq_guard.capture.links import LINUX_SLL, LINUX_SLL2, steady
 from nfq_guard.conntrack.entry import Key, reverse
 from nfq_guard.flow import IPV4
 from nfq_guard.wire.packet import ACK, SYN, Packet, Segment
@@ -291,6 +291,8 @@ def link_place(frame: Frame, header_len: int) -> bytes:
         place = octets[: 12 + octets[11]]
     elif frame.linktype == LINUX_SLL:
         place = octets[: 6 + octets[5]]
+    else:
+        place = steady(frame.linktype, place)
     if frame.interface or frame.source:
         place += b"%d/%d" % (frame.interface, frame.source)
     return place

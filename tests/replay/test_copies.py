@@ -3,13 +3,14 @@
 
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nfq_guard.capture.frame import Frame
+from nfq_guard.capture.links import ETHERNET, NFLOG
 from nfq_guard.cli import main
 from nfq_guard.conntrack.entry import reverse
 from nfq_guard.finding import Reason
@@ -300,6 +301,35 @@ def test_repetition_by_the_network_is_judged() -> None:
     replayer, found = replayed(talk.frames)
     assert len(found) == 3
     assert replayer.copies.copies == 0
+
+
+NFLOG_OF_TIME = bytes([10, 0, 0, 0]) + struct.pack("<HHHBx", 8, 1, 0x86DD, 0)
+PPPOE = bytes(12) + b"\x88\x64\x11\x00\x00\x07"
+
+
+def logged(octets: bytes, second: int) -> tuple[int, bytes]:
+    stamp = struct.pack("<HHQQ", 20, 3, second, 0)
+    return NFLOG, NFLOG_OF_TIME + stamp + struct.pack("<HH", 4 + len(octets), 9) + octets
+
+
+def session(octets: bytes, _: int) -> tuple[int, bytes]:
+    return ETHERNET, PPPOE + struct.pack("!H", 2 + len(octets)) + b"\0\x57" + octets
+
+
+@pytest.mark.parametrize("show", [logged, session])
+def test_retransmission_of_another_length_is_no_copy(
+    show: Callable[[bytes, int], tuple[int, bytes]],
+) -> None:
+    """A link header with a length or a time differs without another place."""
+    talk = Conversation(family=6)
+    talk.open()
+    talk.server("A", 1, 1, length=1440)
+    talk.server("A", 1, 1, length=1340)
+    for frame in talk.frames:
+        frame.linktype, frame.octets = show(frame.octets, frame.number)
+    replayer, found = replayed(talk.frames)
+    assert found == []
+    assert (replayer.packets, replayer.copies.copies) == (5, 0)
 
 
 def test_retransmission_is_no_copy() -> None:
