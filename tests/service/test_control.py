@@ -506,3 +506,27 @@ def test_a_client_that_leaves_before_a_response(served: Served) -> None:
     respond(Response.ok("done"))
     served.turns()
     assert served.ask(b'{"command": "ping"}\n')["return"] == "OK"
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [
+        b'{"command": "mode", "arguments": {"mode": "enforce"}}\n',
+        b'{"command": "reload", "arguments": {"wait": true}}\n',
+    ],
+)
+def test_a_client_that_has_given_up_changes_nothing(served: Served, request_line: bytes) -> None:
+    """It reported that the daemon does not respond, so its request has no effect afterwards."""
+    with served.connect() as connection:
+        connection.send(request_line)
+    served.turns()
+    assert served.daemon.mode is Mode.DRY_RUN
+    assert served.daemon.reloads == []
+    assert served.ask(b'{"command": "ping"}\n')["return"] == "OK"
+
+
+def test_a_client_that_only_has_no_more_requests_is_served(served: Served) -> None:
+    with served.connect() as connection:
+        connection.send(b'{"command": "mode", "arguments": {"mode": "enforce"}}\n')
+        connection.shutdown(socket.SHUT_WR)
+        assert served.read(connection) == [{"return": "OK", "message": {"mode": "enforce"}}]

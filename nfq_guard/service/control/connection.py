@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """One connection of the control socket: its state, and the legal transitions."""
 
+import select
 import socket
 import time
 from collections.abc import Callable
@@ -119,6 +120,13 @@ class Connection:
         if b"\n" in self.input:
             return State.QUEUED
         return State.CLOSED if self.input_ended else State.READING
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether the client has closed its end, and not only its side of the conversation."""
+        poll = select.poll()
+        poll.register(self._socket, 0)
+        return bool(poll.poll(0))
 
     def move(self, to: State) -> bool:
         """Change the state and the watched readiness; False if `TRANSITIONS` forbids it."""

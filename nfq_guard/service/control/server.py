@@ -8,6 +8,7 @@ Clients must never delay packets. Therefore
 - at most one request of a connection is carried out in a turn of the loop, and the next one only
   after the client has read the response; at most one request and one response are buffered,
 - a connection that has been idle for 30 seconds is closed,
+- a request whose client has disconnected is not carried out,
 - all connections together use at most a tenth of the CPU time.
 """
 
@@ -184,6 +185,10 @@ class ControlServer:
             self._move(connection, connection.settled)
 
     def _request(self, connection: Connection, line: bytes) -> None:
+        # A client that waited in vain has reported a failure, so nothing may change afterwards.
+        if connection.abandoned:
+            self._close(connection)
+            return
         try:
             request = _REQUEST.decode(line)
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
