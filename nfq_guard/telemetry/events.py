@@ -566,7 +566,7 @@ class MetricsFileFailed(Event, frozen=True, kw_only=True, tag="metrics_file_fail
     """The metrics file could not be written; logged once until a write succeeds."""
 
     level: ClassVar[Level] = "warning"
-    problem: Annotated[str, _text("The error.", ecs="error.message")]
+    problem: Annotated[str, _text("The file and the error.", ecs="error.message")]
 
 
 @final
@@ -797,10 +797,10 @@ class PacketsSaved(_Queued, frozen=True, kw_only=True, tag="packets_saved"):
 
 @final
 class PacketsNotSaved(_Queued, frozen=True, kw_only=True, tag="packets_not_saved"):
-    """A file of `capture_dir` could not be written; logged once until a write succeeds."""
+    """`capture_dir` takes no file, tried at the start too; logged once until a write succeeds."""
 
     level: ClassVar[Level] = "warning"
-    problem: Annotated[str, _text("The error.", ecs="error.message")]
+    problem: Annotated[str, _text("The directory and the error.", ecs="error.message")]
 
 
 @final

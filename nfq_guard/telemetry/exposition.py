@@ -260,7 +260,8 @@ class MetricsFile:
         Args:
             exposition: The metrics to write.
             path: The file.
-            complain: Called with the error of a failed write, once until a write succeeds.
+            complain: Called with the path and the error of a failed write, once until a write
+                succeeds.
 
         Raises:
             FileExistsError: The path exists and is not a regular file.
@@ -288,7 +289,7 @@ class MetricsFile:
         """Record the end of a `write`, and its error."""
         if error is not None and not self._failing:
             strerror = error.strerror if isinstance(error, OSError) else ""
-            self._complain(strerror or str(error))
+            self._complain(f"{self._path}: {strerror or error}")
         self._failing = error is not None
 
     def close(self) -> None:

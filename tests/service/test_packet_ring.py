@@ -224,6 +224,21 @@ def test_old_files_make_room(tmp_path: Path) -> None:
     assert names[0] == "nfq-guard-q7-20200103T000000Z.pcapng"
 
 
+def test_a_directory_that_takes_no_files_is_told_before_the_first_alert(tmp_path: Path) -> None:
+    good = Written(tmp_path)
+    good.files.tick(0)
+    assert (good.events, good.captures()) == ([], [])
+    missing = Written(tmp_path / "gone")
+    file = Written(tmp_path / "file")
+    (tmp_path / "file").touch()
+    for written, problem in ((missing, "No such file or directory"), (file, "Not a directory")):
+        written.files.tick(0)
+        written.files.tick(1)
+        (told,) = written.events
+        assert isinstance(told, PacketsNotSaved)
+        assert told.problem == f"{written.directory}: {problem}"
+
+
 def test_a_full_disk_is_told_once(tmp_path: Path) -> None:
     written = Written(tmp_path / "gone", alert=0)
     for second in (0, 100, 200):
@@ -231,7 +246,7 @@ def test_a_full_disk_is_told_once(tmp_path: Path) -> None:
         written.files.tick(second)
     (told,) = written.events
     assert isinstance(told, PacketsNotSaved)
-    assert told.problem == "No such file or directory"
+    assert told.problem == f"{tmp_path}/gone: No such file or directory"
     (tmp_path / "gone").mkdir()
     written.packets(1, 300)
     written.files.tick(300)

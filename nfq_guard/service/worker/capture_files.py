@@ -3,7 +3,8 @@
 
 An alert is a burst of one reason, packets that the kernel dropped, or a judgment that failed. Its
 file is written `_AFTER_S` later, and has the packets before and after the alert. A thread of the
-loop writes, so a slow or full disk delays no packet.
+loop writes, so a slow or full disk delays no packet. The first alert may be days away, so a
+directory that takes no files is reported at the start.
 """
 
 import os
@@ -91,9 +92,13 @@ class CaptureFiles:
         self._written_added = 0
         self._writing = False
         self._failing = False
+        self._tried = False
 
     def tick(self, now: float) -> None:
         """Check for an alert, and start to write a file if one is due; called once a second."""
+        if not self._tried:
+            self._tried = self._writing = True
+            self._loop.background(self._try, self._idle, self._failed)
         cause = self._cause(now)
         if cause and self._due is None and not self._alert_packets:
             self._due = now, cause
@@ -138,29 +143,39 @@ class CaptureFiles:
         self._writing = True
 
         def saved(packets: int) -> None:
-            self._writing = self._failing = False
+            self._failing = False
+            self._idle(packets)
             self._emit(
                 PacketsSaved(queue=self._queue_num, path=str(path), packets=packets, cause=cause)
             )
 
-        def failed(error: Exception) -> None:
-            self._writing = False
-            if not self._failing:
-                problem = (error.strerror if isinstance(error, OSError) else "") or str(error)
-                self._emit(PacketsNotSaved(queue=self._queue_num, problem=problem))
-            self._failing = True
+        self._loop.background(lambda: self._write(path, batches, epoch_ns), saved, self._failed)
 
-        self._loop.background(lambda: self._write(path, batches, epoch_ns), saved, failed)
+    def _idle(self, _packets: int) -> None:
+        self._writing = False
+
+    def _failed(self, error: Exception) -> None:
+        self._writing = False
+        if not self._failing:
+            problem = (error.strerror if isinstance(error, OSError) else "") or str(error)
+            self._emit(
+                PacketsNotSaved(queue=self._queue_num, problem=f"{self._directory}: {problem}")
+            )
+        self._failing = True
+
+    def _try(self) -> int:
+        """Make an empty file and remove it, in a thread."""
+        trial = self._directory / f"{self._name}trial.part"
+        os.close(_create(trial))
+        trial.unlink(missing_ok=True)
+        return 0
 
     def _write(self, path: Path, batches: Batches, epoch_ns: int) -> int:
         """Write a file, in a thread. Returns the number of packets."""
         unfinished = path.with_suffix(".part")
         count = 0
         try:
-            # Never write to a file that an earlier daemon left or another user planted.
-            unfinished.unlink(missing_ok=True)
-            handle = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
-            with os.fdopen(handle, "wb") as file:
+            with os.fdopen(_create(unfinished), "wb") as file:
                 writer = PcapngWriter(file)
                 for record in records(batches, epoch_ns, payload=self._payload):
                     octets = record.octets
@@ -177,3 +192,9 @@ class CaptureFiles:
         for old in files[: -self._files_max]:
             old.unlink(missing_ok=True)
         return count
+
+
+def _create(path: Path) -> int:
+    """A new file: never one that an earlier daemon left or another user planted."""
+    path.unlink(missing_ok=True)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
