@@ -35,6 +35,20 @@ copy "$here/nfq-guard.service" "$units/nfq-guard@.service"
 copy "$here/nfq-guard-metrics.socket" "$units/nfq-guard-metrics.socket"
 cp "$here/nfq-guard@.service.d/namespace.conf" "$units/nfq-guard@.service.d/"
 cp "$here/nfq-guard.sysusers" "$sysusers/nfq-guard.conf"
-cp "$here/nfq-guard.logrotate" "$root/etc/logrotate.d/nfq-guard"
+# An upgrade keeps that of an operator; dpkg does so by itself. The copy tells the next upgrade apart.
+rotation=$root/etc/logrotate.d/nfq-guard
+if [ "$3" = local ]; then
+    shipped=$share/doc/nfq-guard/nfq-guard.logrotate
+    if [ -e "$rotation" ] && ! cmp -s "$rotation" "$shipped" &&
+        ! cmp -s "$rotation" "$here/nfq-guard.logrotate"; then
+        printf 'nfq-guard: keeping %s, which is not as installed; %s is that of this version\n' \
+            "$rotation" "$shipped"
+    else
+        cp "$here/nfq-guard.logrotate" "$rotation"
+    fi
+    cp "$here/nfq-guard.logrotate" "$shipped"
+else
+    cp "$here/nfq-guard.logrotate" "$rotation"
+fi
 # What `journalctl -x` says of each event.
 copy "$here/nfq-guard.catalog" "$catalogue/nfq-guard.catalog"

@@ -9,6 +9,8 @@
 #
 # Root's Python takes no module (-P) from the directory in which this is run.
 set -eu
+# The service is not root, and must be able to read what a root with another umask installs.
+umask 022
 here=$(cd "$(dirname "$0")" && pwd)
 tree=$(dirname "$here")
 prefix=${PREFIX:-/usr/local}
@@ -43,17 +45,26 @@ if [ "$1" = uninstall ]; then
     # What a service left that systemd gave up after many crashes, such as sysctls.
     [ ! -x "$prefix/sbin/nfq-guard" ] ||
         "$prefix/sbin/nfq-guard" prepare --remove --rules --quiet || true
+    left="/etc/nfq-guard, /var/log/nfq-guard, /var/lib/nfq-guard, user nfq-guard"
+    # What the operator has changed is configuration.
+    rotation=/etc/logrotate.d/nfq-guard
+    for as_installed in "$prefix/share/doc/nfq-guard" "$here"; do
+        ! cmp -s "$rotation" "$as_installed/nfq-guard.logrotate" || rm "$rotation"
+    done
     rm -rf "$home" "$prefix/sbin/nfq-guard" "$prefix/share/doc/nfq-guard" "$units/nfq-guard.service" \
-        "$units/nfq-guard@.service" "$units/nfq-guard@.service.d" \
-        "$units/nfq-guard-metrics.socket" "$units"/*/nfq-guard-metrics.socket "$units"/*/nfq-guard@*.service \
-        /etc/sysusers.d/nfq-guard.conf \
-        /etc/logrotate.d/nfq-guard /run/nfq-guard "$catalogue"
+        "$units/nfq-guard@.service" "$units/nfq-guard@.service.d/namespace.conf" \
+        "$units/nfq-guard-metrics.socket" "$units"/*/nfq-guard-metrics.socket "$units"/*/nfq-guard.service \
+        "$units"/*/nfq-guard@*.service \
+        /etc/sysusers.d/nfq-guard.conf /run/nfq-guard "$catalogue"
     (cd "$tree/share" && find . -type f) | sed "s|^\.|$prefix/share|" | xargs -d '\n' rm -f
     rmdir "$units/nfq-guard.service.wants" 2>/dev/null || true
     journalctl --update-catalog >/dev/null 2>&1 || true
     remove_old
+    for changed in "$rotation" "$units"/nfq-guard*.d; do
+        [ ! -e "$changed" ] || left="$left, $changed"
+    done
     ! running || systemctl daemon-reload
-    say "removed; left in place: /etc/nfq-guard, /var/log/nfq-guard, /var/lib/nfq-guard, user nfq-guard"
+    say "removed; left in place: $left"
     exit 0
 fi
 

@@ -115,3 +115,43 @@ def test_uninstall_takes_what_a_service_left_that_systemd_gave_up(guest: Guest) 
     assert "NFQUEUE" not in guest.sh("cat <(iptables-save) <(ip6tables-save)")
     guest.configure("")
     guest.install()
+
+
+def test_what_the_operator_has_changed_stays(guest: Guest) -> None:
+    """An upgrade and an uninstallation keep it, and say so; a reinstallation takes it."""
+    rotation = "/etc/logrotate.d/nfq-guard"
+    override = "/etc/systemd/system/nfq-guard@.service.d"
+    said = guest.install()
+    assert rotation not in said
+    guest.sh(f"sed -i 's/rotate 7/rotate 30/' {rotation}")
+    guest.sh(f"printf '[Service]\nMemoryMax=600M\n' >{override}/override.conf")
+    for action in ("install", "uninstall", "install"):
+        said = guest.install() if action == "install" else guest.sh(f"{INSTALLER} uninstall")
+        assert rotation in said
+        guest.sh(f"grep 'rotate 30' {rotation} && ls {override}/override.conf")
+    guest.sh(f"rm {override}/override.conf; cp {INSTALLER.parent}/nfq-guard.logrotate {rotation}")
+    assert rotation not in guest.install()
+    said = guest.sh(f"{INSTALLER} uninstall")
+    assert rotation not in said
+    assert override not in said
+    assert not guest.sh(f"ls -d {rotation} {override} 2>/dev/null", check=False)
+    guest.install()
+
+
+def test_a_root_whose_files_are_its_own_alone(guest: Guest) -> None:
+    """With umask 077 too, the service and other users can read what is installed."""
+    guest.sh(f"{INSTALLER} uninstall; mv /etc/nfq-guard /etc/nfq-guard.old")
+    assert "running in dry-run mode" in guest.install("umask 077")
+    places = "/usr/local/lib/nfq-guard /usr/local/share/doc/nfq-guard /etc/nfq-guard"
+    assert not guest.sh(f"find {places} ! -type l ! -perm -o=r")
+    guest.sh("rm -r /etc/nfq-guard; mv /etc/nfq-guard.old /etc/nfq-guard")
+
+
+def test_uninstalled_without_a_systemd_that_runs(guest: Guest) -> None:
+    """As in an image: no link to a unit that is gone is left."""
+    guest.sh(f"unshare --mount sh -c 'mount -t tmpfs none /run/systemd; {INSTALLER} uninstall'")
+    assert not guest.sh("find /etc/systemd -name 'nfq-guard*'")
+    # That systemd knows nothing of it.
+    guest.sh("systemctl daemon-reload")
+    guest.install()
+    assert guest.show("ActiveState") == "active"
