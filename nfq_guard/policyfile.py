@@ -23,16 +23,20 @@ LARGEST_FILE_BYTES: Final = 1 << 20
 
 # tomllib's memory grows with the square of a key's parts: 2.4 GB for 20,000 parts. Keys of a
 # configuration have three. "++" gives nothing back, and a name has one beginning: no backtracking.
+# It repeats single characters only: Python 3.11.2, that of Debian 12, gives more than one wrong. A
+# string that is not closed ends with the line or the text, so that it is read once.
 _MOST_PARTS: Final = 16
-_PART: Final = r"""(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')"""
+_PART: Final = r"""(?:[\w-]++|"[^"\\\n]*+(?:\\.[^"\\\n]*+)*"?|'[^'\n]*+'?)"""
+_BASIC: Final = r"""\"{3}[^"\\]*+(?:(?:\\.|"(?!""))[^"\\]*+)*(?:"{3,5})?"""
+_LITERAL: Final = r"""'{3}[^']*+(?:'(?!'')[^']*+)*(?:'{3,5})?"""
 # Tokens, as far as they tell a key from a comment and from a string with dots.
 _TOKEN: Final = re.compile(
-    r"""#[^\n]*+|\"{3}(?:[^"\\]|\\.|"(?!""))*+"{3,5}|'{3}(?:[^']|'(?!''))*+'{3,5}"""
+    rf"#[^\n]*+|{_BASIC}|{_LITERAL}"
     rf"|(?P<long>(?:{_PART}[ \t]*+\.[ \t]*+){{{_MOST_PARTS}}})|{_PART}|.",
     re.DOTALL,
 )
 # Python refuses to convert more.
-_MANY_DIGITS: Final = re.compile(r"[0-9](?:_?[0-9]){4300,}+")
+_MANY_DIGITS: Final = re.compile(r"[0-9](?:_?[0-9]){4300,}")
 _BYTE_ORDER_MARK: Final = "\ufeff"
 
 ReadFile = Callable[[str | Path], bytes]

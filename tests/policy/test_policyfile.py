@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nfq_guard.errors import ConfigError
-from nfq_guard.policyfile import load_compiled, load_policy, read_table, read_toml
+from nfq_guard.policyfile import load_compiled, load_policy, parse_toml, read_table, read_toml
 
 FINE = '[policy]\ndefault = "allow"\n'
 
@@ -57,6 +57,18 @@ def test_long_values_are_no_long_keys(tmp_path: Path) -> None:
     text = f'# {name}\na="{name}"\nb=\'{name}\'\nc="""\n{name}"""\n'
     path.write_text(text, encoding="ascii")
     assert read_toml(path) == dict.fromkeys("abc", name)
+    quoted = f'say \\"hello\\" {name} ""to"" '
+    path.write_text(f"""a = \"""\n{quoted}\"""\nb = '''\n{quoted}'''\n""", encoding="ascii")
+    assert read_toml(path) == {"a": quoted.replace("\\", ""), "b": quoted}
+
+
+@pytest.mark.parametrize("opening", ['"""', "'''", '"', "'"])
+@pytest.mark.parametrize("rest", ['\\"', '""a', "''a", "a."])
+def test_a_long_string_without_end_is_read_once(opening: str, rest: str) -> None:
+    """The time is in proportion to the length: 0.2 s, and not hours."""
+    text = f"# {'.' * 20}\na = {opening}{rest * (1 << 18)}"
+    with pytest.raises(ConfigError, match="expected valid TOML"):
+        parse_toml(text.encode(), "p.toml")
 
 
 def test_no_such_file(tmp_path: Path) -> None:
