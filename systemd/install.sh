@@ -13,7 +13,8 @@ set -eu
 umask 022
 here=$(cd "$(dirname "$0")" && pwd)
 tree=$(dirname "$here")
-prefix=${PREFIX:-/usr/local}
+# Without the slashes at its end, which pip leaves out of what it writes.
+prefix=$(printf '%s\n' "${PREFIX:-/usr/local}" | sed 's|//*$||')
 python=${PYTHON:-/usr/bin/python3}
 home=$prefix/lib/nfq-guard
 units=/etc/systemd/system
@@ -25,6 +26,12 @@ status=77
 [ "$(id -u)" = 0 ] || fail "installing needs root: sudo make ${1:-install}"
 status=2
 case ${1:-} in install | uninstall) ;; *) fail "usage: install.sh install|uninstall" ;; esac
+# Units, shebangs and the lists of words below take it as it is.
+case $prefix in
+/*[!A-Za-z0-9._/+-]* | [!/]* | '')
+    fail "PREFIX: expected an absolute path of letters, digits and ._+-, found '${PREFIX:-}'"
+    ;;
+esac
 status=69
 [ ! -e /lib/systemd/system/nfq-guard.service ] ||
     fail "the Debian package nfq-guard is installed: apt remove nfq-guard"
@@ -67,6 +74,11 @@ if [ "$1" = uninstall ]; then
     say "removed; left in place: $left"
     exit 0
 fi
+
+for place in "$prefix" "$prefix/lib" "$prefix/sbin" "$prefix/share" /etc "$units" /etc/nfq-guard \
+    /etc/logrotate.d /etc/sysusers.d; do
+    [ ! -e "$place" ] || [ -w "$place" ] || fail "$place cannot be written; nothing is changed"
+done
 
 # The sandbox hides home directories from the service, so its interpreter must not be in one.
 real=$(readlink -f "$(command -v "$python")") || fail "PYTHON: $python does not exist"
@@ -125,17 +137,24 @@ said=$({ [ "${HASHES:-}" = no ] || $install --find-links "$wheels" --no-deps --r
         fail "$wheels has other files than requirements.txt says; nothing is changed. HASHES=no takes them"
         ;;
     esac
-    fail "$wheels does not have all wheels for $("$python" -V) on $(uname -m); nothing is changed"
+    case $said in
+    *"No matching distribution"*)
+        fail "$wheels does not have all wheels for $("$python" -V) on $(uname -m); nothing is changed"
+        ;;
+    esac
+    fail "the packages cannot be installed into $home, as said above; nothing is changed"
 }
 rm -rf "$new/pip"
 if [ -e /etc/nfq-guard/nfq-guard.toml ]; then
     "$new/bin/nfq-guard" check --quiet >/dev/null || {
-        status=2
-        fail "/etc/nfq-guard/nfq-guard.toml has mistakes; nothing is changed"
+        status=$?
+        [ "$status" != 2 ] || fail "/etc/nfq-guard/nfq-guard.toml has mistakes; nothing is changed"
+        status=69
+        fail "$home/bin/nfq-guard would not run, as said above; nothing is changed"
     }
 fi
 # Nothing but the command names its place.
-sed -i "1s|$new|$home|" "$new/bin/nfq-guard"
+sed -i "1s|^#!.*|#!$home/bin/python|" "$new/bin/nfq-guard"
 rm -rf "$home"
 mv "$new" "$home"
 mkdir -p "$prefix/sbin" /etc/nfq-guard

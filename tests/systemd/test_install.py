@@ -155,3 +155,34 @@ def test_uninstalled_without_a_systemd_that_runs(guest: Guest) -> None:
     guest.sh("systemctl daemon-reload")
     guest.install()
     assert guest.show("ActiveState") == "active"
+
+
+def test_a_place_that_takes_no_installation_is_named(guest: Guest) -> None:
+    """And not taken for a lack of wheels or for mistakes in the configuration."""
+    process = guest.show("MainPID")
+    small = guest.install("mount -t tmpfs -o size=8m none /usr/local/lib", check=False)
+    assert "No space left on device" in small
+    assert "installed into /usr/local/lib/nfq-guard, as said above; nothing is changed" in small
+    assert "does not have all wheels" not in small
+    noexec = guest.install("mount -t tmpfs -o noexec none /usr/local/lib", check=False)
+    assert "/usr/local/lib/nfq-guard/bin/nfq-guard would not run, as said above" in noexec
+    assert "mistakes" not in noexec
+    for place in ("/usr/local/lib", "/usr/local/sbin", "/etc"):
+        read_only = f"mount --bind {place} {place}; mount -o remount,bind,ro {place}"
+        said = guest.install(read_only, check=False)
+        assert said == f"nfq-guard: {place} cannot be written; nothing is changed\n"
+    for prefix in ("opt/guard", "'/opt/a guard'", "'/opt/a|guard'", "/"):
+        said = guest.install("", f"PREFIX={prefix}", check=False)
+        assert "PREFIX: expected an absolute path of letters, digits and ._+-, found" in said
+    assert guest.show("MainPID") == process
+    guest.sh("nfq-guard check preset:default")
+
+
+def test_a_prefix_with_a_slash_at_its_end(guest: Guest) -> None:
+    guest.sh(f"{INSTALLER} uninstall")
+    assert "running in dry-run mode" in guest.install("", "PREFIX=/opt/guard/")
+    assert guest.show("ActiveState") == "active"
+    guest.sh(f"/opt/guard/sbin/nfq-guard status; PREFIX=/opt/guard/ {INSTALLER} uninstall")
+    assert not guest.sh("find /opt/guard -name '*nfq*guard*'")
+    guest.sh("rm -r /opt/guard")
+    guest.install()
