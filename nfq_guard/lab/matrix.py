@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from nfq_guard import capabilities
 from nfq_guard.errors import PrivilegeError, UnavailableError
 from nfq_guard.flow import IPV4
 from nfq_guard.lab import netns
@@ -23,6 +24,9 @@ from nfq_guard.lab.outcome import Mitigation, Result
 from nfq_guard.lab.scenarios.base import Scenario
 from nfq_guard.lab.trial import DIRECTORY_PREFIX, Keep, run
 
+_CAPABILITIES: Final = (
+    1 << capabilities.SYS_ADMIN | 1 << capabilities.NET_ADMIN | 1 << capabilities.NET_RAW
+)
 _PROGRAMS: Final = {"ip": "iproute2", "iptables-restore": "iptables"}
 # Trials mostly wait, so there are more of them than CPUs.
 _AT_ONCE: Final = min(8, 2 * (os.cpu_count() or 1))
@@ -41,11 +45,17 @@ def check_requirements() -> None:
     """Check that the lab can run here.
 
     Raises:
-        PrivilegeError: Not root.
+        PrivilegeError: Not root, or root without a capability, as in a container; it is named.
         UnavailableError: A program is missing; the message names its Debian package.
     """
     if os.geteuid() != 0:
         raise PrivilegeError("the lab needs root, because it creates network namespaces")
+    held = capabilities.effective()
+    missing = ", ".join(capabilities.names(_CAPABILITIES & ~held))
+    if held and missing:
+        raise PrivilegeError(
+            f"the lab creates network namespaces, and root does not have {missing} here"
+        )
     for program, package in _PROGRAMS.items():
         if shutil.which(program) is None:
             raise UnavailableError(f"program {program} (Debian package {package}) is missing")

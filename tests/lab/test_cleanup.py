@@ -121,6 +121,19 @@ def test_without_root_the_lab_is_refused(words: list[str]) -> None:
 
 
 @pytest.mark.kernel
+@pytest.mark.parametrize("name", ["sys_admin", "net_admin", "net_raw"])
+def test_root_without_a_capability_is_told_which(name: str) -> None:
+    """As in a container: the lab does not fail later by words of `ip`."""
+    words = ["setpriv", "--bounding-set", f"-{name}", "--inh-caps", "-all", sys.executable]
+    done = subprocess.run(
+        [*words, "-m", "nfq_guard", "lab", "demo"], check=False, capture_output=True, text=True
+    )
+    said = f"the lab creates network namespaces, and root does not have CAP_{name.upper()} here"
+    assert done.stderr == f"nfq-guard: {said}\n"
+    assert (done.returncode, done.stdout) == (77, "")
+
+
+@pytest.mark.kernel
 def test_missing_iptables_is_reported_with_its_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
