@@ -268,5 +268,7 @@ def test_counters_and_the_event(bench: Bench) -> None:
     assert '"offload_drops":1000' in bench.logged()
     bench.offloader.tick(101.5)
     assert bench.logged().count('"offloaded"') == 1
+    bench.sets.dropped = 7
     bench.offloader.close(102.0)
     assert bench.offloaded() == []
+    assert '"offload_drops":7' in bench.logged()

@@ -165,9 +165,10 @@ class Offloader:
             self._failed(error)
 
     def close(self, now: float) -> None:
-        """Remove all flows from the kernel's sets and close."""
+        """Remove all flows from the kernel's sets and close; log what no tick has logged."""
         self.refresh()
         self._clear(now)
+        self._report()
         self._sets.close()
 
     def _is_due(self, key: _Key, now: float) -> bool:

@@ -340,10 +340,10 @@ class Worker:
         self._log_suppressed(now)
         if self._healer is not None:
             self._healer.close()
-        self._events.push(now)
-        self._events.log_lost(now, ending=True)
         if self._offloader is not None:
             self._offloader.close(now)
+        self._events.push(now)
+        self._events.log_lost(now, ending=True)
         if self._counter_file is not None:
             self._counter_file.close()
             self._counter_file = None
