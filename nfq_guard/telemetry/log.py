@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import BinaryIO, Final, NamedTuple, cast, final
 
+import msgspec
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
@@ -17,7 +18,10 @@ from nfq_guard.telemetry.events import (
     AllowedUnrecorded,
     Event,
     EventsSuppressed,
+    KernelDroppedPackets,
+    KernelPassedPackets,
     LogLinesDropped,
+    Offloaded,
     PacketJudged,
     name_of,
     own_fields,
@@ -28,6 +32,14 @@ from nfq_guard.telemetry.sink import LineSink
 
 # Minimum time between two events about lost lines, seconds.
 _LOST_S: Final = 60.0
+# Minimum time between two lines about missing packets in the file of events, seconds.
+_GAPS_S: Final = 60.0
+# Events about missing packets that may come once a second, and their numbers since the last one.
+_SINCE_LAST: Final[dict[type[Event], tuple[str, ...]]] = {
+    KernelDroppedPackets: ("since_last",),
+    KernelPassedPackets: ("since_last",),
+    Offloaded: ("offloaded_flows", "offload_drops", "offload_refused", "offload_full"),
+}
 _FOLLOW_S: Final = 1.0
 
 
@@ -98,6 +110,8 @@ class EventLog:
         self.recording = recording
         self._recorded = recorded
         self._sinks = tuple(dict.fromkeys(output.sink for output in self.outputs))
+        self._gaps: dict[type[Event], Event] = {}
+        self._gaps_at = float("-inf")
         self._lost_logged = 0
         self._lost_at = float("-inf")
         self._follow_at = float("-inf")
@@ -144,6 +158,7 @@ class EventLog:
                 return
             if isinstance(event, EventsSuppressed | AllowedUnrecorded | LogLinesDropped):
                 self.recording.write_gap(self._recorded(event))
+            self._hold_gap(event)
         for logger in self._loggers:
             # The wrapper's way to find a method of the wrapped logger.
             logger._proxy_to_logger(event.level, cast("str", event), at=at)  # noqa: SLF001 - for wrappers' use
@@ -183,6 +198,9 @@ class EventLog:
             for sink in self._sinks:
                 sink.follow()
         if self.recording is not None:
+            if self._gaps and now >= self._gaps_at:
+                self._gaps_at = now + _GAPS_S
+                self._write_gaps(self.recording)
             self.recording.push(now)
 
     def log_lost(self, now: float, *, ending: bool = False) -> None:
@@ -211,8 +229,28 @@ class EventLog:
 
     def close(self, now: float) -> None:
         """Write as much as possible, and close all outputs."""
+        if self.recording is not None:
+            self._write_gaps(self.recording)
         for sink in self._all:
             sink.close(now)
+
+    def _hold_gap(self, event: Event) -> None:
+        """Hold an event of `_SINCE_LAST` for the recording, with the numbers of those before it.
+
+        A recording takes lines about missing packets also at its maximum size, and therefore few.
+        """
+        kind = type(event)
+        held = self._gaps.get(kind)
+        if held is not None:
+            sums = {name: getattr(held, name) + getattr(event, name) for name in _SINCE_LAST[kind]}
+            event = msgspec.structs.replace(event, **sums)
+        if kind in _SINCE_LAST:
+            self._gaps[kind] = event
+
+    def _write_gaps(self, recording: Recording) -> None:
+        for event in self._gaps.values():
+            recording.write_gap(self._recorded(event))
+        self._gaps.clear()
 
 
 def _file_of(output: Output) -> LineSink | _Prefixed:

@@ -22,6 +22,7 @@ from nfq_guard.firewall.offload import TABLE
 from nfq_guard.firewall.offload_sets import OffloadSets, OneWay
 from nfq_guard.flow import Hook
 from nfq_guard.lab.netns import Namespace, veth
+from nfq_guard.telemetry.reader import EventReader
 from tests.support.queue import GuardProcess, wait_for
 
 pytestmark = [pytest.mark.kernel, pytest.mark.no_cover]
@@ -200,6 +201,23 @@ def test_one_packet_renews_an_offload(site: Site, tmp_path: Path) -> None:
         "sport": 5000,
         "dport": ADVERTISED,
     }
+
+
+def test_the_file_of_events_accounts_for_every_packet(site: Site, tmp_path: Path) -> None:
+    """Also for those that the kernel drops right before the end."""
+    file = tmp_path / "events"
+    lines = (f'events_file = "{file}"', "log_interval_s = 1")
+    with guard(site, tmp_path, *lines, policy=DROPS_ALL) as process:
+        site.flood(4, 5000, 100)
+        wait_for(lambda: site.left() == {"received4": 1})
+        wait_for(lambda: not waiting(site))
+        site.flood(4, 5000, 500)
+        event = stopped(process)
+    reader = EventReader()
+    with file.open("rb") as stream:
+        judged = sum(read.event.count for read in reader.read(stream))
+    assert judged == event["packets"]
+    assert judged + reader.unrecorded.offloaded == 600
 
 
 def test_packets_of_the_host_itself(site: Site, tmp_path: Path) -> None:

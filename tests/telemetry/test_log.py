@@ -13,9 +13,15 @@ import pytest
 
 from nfq_guard.telemetry.console import Console
 from nfq_guard.telemetry.eve import eve_line, eve_octets
-from nfq_guard.telemetry.events import Note
+from nfq_guard.telemetry.events import (
+    KernelDroppedPackets,
+    KernelPassedPackets,
+    Note,
+    Offloaded,
+)
 from nfq_guard.telemetry.journal import JournalRenderer
 from nfq_guard.telemetry.log import EventLog, Output
+from nfq_guard.telemetry.reader import EventReader
 from nfq_guard.telemetry.recording import Recording
 from nfq_guard.telemetry.sink import LineSink
 
@@ -166,3 +172,37 @@ def test_the_file_of_events_has_the_format_of_the_log(tmp_path: Path) -> None:
     log.push(0)
     assert lines(tmp_path / "events")[0]["event_type"] == "nfq_guard"
     log.close(0)
+
+
+def test_the_recording_has_every_number_of_missing_packets(tmp_path: Path) -> None:
+    """Also of packets that the kernel dropped or passed, in few lines: its size has a bound."""
+    recording = Recording(tmp_path / "events", 0)
+    log = EventLog([Output(LineSink(tmp_path / "log"))], recording)
+    for second in range(100):
+        log.emit(
+            KernelDroppedPackets(
+                queue=0, queue_full=second + 1, buffer_full=0, since_last=1, waiting=0
+            )
+        )
+        log.emit(KernelPassedPackets(queue_full=second * 2, buffer_full=0, since_last=2))
+        log.emit(
+            Offloaded(
+                offloaded_flows=1,
+                offload_drops=3,
+                offload_refused=0,
+                offload_full=0,
+                entries=second,
+                example=None,
+            )
+        )
+        log.push(second)
+    log.close(100)
+    assert len(lines(tmp_path / "log")) == 300
+    # The first second, the first minute, and the rest.
+    assert len(lines(tmp_path / "events")) == 9
+    reader = EventReader()
+    with (tmp_path / "events").open("rb") as stream:
+        assert not list(reader.read(stream))
+    missing = reader.unrecorded
+    assert (missing.kernel_dropped, missing.kernel_passed, missing.offloaded) == (100, 200, 300)
+    assert lines(tmp_path / "events")[-1]["entries"] == 99
