@@ -286,8 +286,8 @@ class PacketJudged(
     caused_by: Annotated[
         AnsweredPacket | None,
         _text(
-            "The packet that this RST answers, an INVALID one that got through; of the first RST if"
-            " there are several."
+            "The packet that this RST answers, an INVALID one that got through. Of several RSTs all"
+            " answer packets of the same reason and rule, and the times are of the first."
         ),
     ] = None
     tcp_timestamp: (

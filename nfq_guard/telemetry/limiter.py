@@ -188,14 +188,15 @@ class EventLimiter:
 def kind_of(judgment: Judgment) -> Kind:
     """A key that is equal for packets of one flow that policies distinguish by distance only.
 
-    The rule and the verdict are part of it, and so are the decision of a policy on trial and
-    whether an RST answers a packet. Enumeration members are represented by identity, because their
-    hash is computed by Python code.
+    The rule and the verdict are part of it, and so are the decision of a policy on trial and, of an
+    RST that answers a packet, why that packet was INVALID and the rule that let it through.
+    Enumeration members are represented by identity, because their hash is computed by Python code.
     """
     packet = judgment.packet
     queued = judgment.queued
     snapshot = judgment.snapshot
     shadow = judgment.shadow
+    cause = judgment.cause
     # Small numbers share one integer: each object in a tuple costs an allocation and a hash.
     numbers = packet.proto << 16 | packet.family << 12 | queued.hook << 8 | judgment.verdict
     ports = 0
@@ -236,8 +237,9 @@ def kind_of(judgment: Judgment) -> Kind:
         numbers,
         queued.indev,
         queued.outdev,
-        (judgment.cause is not None) << 63 | judgment.lookup_error << 32 | queued.mark,
+        judgment.lookup_error << 32 | queued.mark,
         entry,
         evidence,
         None if shadow is None else (shadow.shadow.rule, shadow.shadow.action),
+        None if cause is None else (id(cause.reason), cause.rule),
     )

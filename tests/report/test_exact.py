@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nfq_guard.engine import Mode
-from nfq_guard.report.summary import Fate, Summary, add_event
+from nfq_guard.report.summary import Counts, Fate, Summary, add_event
 from tests.support.policies import Case, tables
 from tests.support.recording import CASES, LIMITS, TRAFFIC, Limits, Live, Traffic, compiled
 
@@ -63,7 +63,11 @@ def test_report_equals_the_live_counters(
         (counts.drops, live.drops[0]),
         (counts.fates[Fate.DROPPED], live.drops[0] if mode is Mode.ENFORCE else 0),
         (counts.fates[Fate.ESCAPED], escaped),
-        (counts.resets, live.resets),
+        (counts.resets, live.resets.total()),
+        *(
+            (summary.reasons.get(cause, Counts()).resets, packets)
+            for cause, packets in live.resets.items()
+        ),
     ):
         assert number_live - missing <= number <= number_live
     live_distances = {

@@ -9,6 +9,7 @@ import orjson
 from hypothesis import strategies as st
 
 from nfq_guard.engine import VERDICT_ACCEPT, VERDICT_DROP, Judgment, Mode
+from nfq_guard.finding import Reason
 from nfq_guard.flow import Evidence, FlowKey
 from nfq_guard.policy.fields import leaks
 from nfq_guard.policy.matcher import CompiledPolicy, compile_policy
@@ -48,7 +49,7 @@ class Live:
     Attributes:
         limiter: Limits the events.
         packets: Packets judged.
-        resets: RSTs in answer to another packet.
+        resets: RSTs in answer to another packet, by the reason of that packet.
         leaks: Packets without a flow that passed with a private address.
         drops: Packets that the policy in force drops, and that the one on trial drops.
         differences: Packets on which the two differ.
@@ -70,7 +71,7 @@ class Live:
             interval_s=interval_s, events_per_s=events_per_s, table_max=table_max
         )
         self.packets = 0
-        self.resets = 0
+        self.resets: Counter[Reason] = Counter()
         self.leaks = 0
         self.drops = [0, 0]
         self.differences = dict.fromkeys(Difference, 0)
@@ -98,9 +99,10 @@ class Live:
             verdict = VERDICT_DROP if enforced else VERDICT_ACCEPT
             judgment = Judgment(queued, packet, snapshot, finding, acting, verdict, shadow=differs)
             l4 = packet.l4 if isinstance(packet, Packet) else None
+            cause = finding.reason if self.packets % 3 else Reason.ACK_UNDER
             if number % 2 and isinstance(l4, Segment) and l4.flags & RST:
-                judgment.cause = Passed(now, finding.reason, acting.rule)
-                self.resets += 1
+                judgment.cause = Passed(now, cause, acting.rule)
+                self.resets[cause] += 1
             self.packets += 1
             self.leaks += verdict == VERDICT_ACCEPT and leaks(packet, snapshot, finding)
             self.drops[0] += acting.drops

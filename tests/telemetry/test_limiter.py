@@ -2,6 +2,7 @@
 from nfq_guard.engine import Judgment
 from nfq_guard.finding import Breach, Finding, Reason
 from nfq_guard.policy.shadow import disagreement
+from nfq_guard.resets import Passed
 from nfq_guard.seqno import seq
 from nfq_guard.telemetry.limiter import DISTANCES_MAX, EventLimiter, Fold
 from nfq_guard.wire.packet import SYN, Datagram, Malformed, SctpPacket, Segment, flow_key
@@ -89,6 +90,10 @@ def test_packets_that_a_policy_can_tell_apart_are_limited_separately() -> None:
     dying.status = 0
     on_trial = judgment()
     on_trial.shadow = disagreement(DROP_TRANSLATED, LOG_REST)
+    answers = [judgment() for _ in range(3)]
+    answers[0].cause = Passed(0, Reason.SEQ_OVER, "rest")
+    answers[1].cause = Passed(0, Reason.ACK_OVER, "rest")
+    answers[2].cause = Passed(0, Reason.SEQ_OVER, "other")
     kinds = [
         judgment(),
         judgment(syn),
@@ -107,6 +112,7 @@ def test_packets_that_a_policy_can_tell_apart_are_limited_separately() -> None:
         judgment(came_as=queued(b"", mark=1)),
         judgment(lookup_error=12),
         on_trial,
+        *answers,
     ]
     for first in kinds:
         assert shown(limits.take(first, 0)) == [(first, 1)]

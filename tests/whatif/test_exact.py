@@ -226,7 +226,7 @@ def test_whatif_and_report_equal_the_live_counters_over_a_file_in_disorder(
     missing = cut + sum(live.limiter.suppressed for live in lives)
     assert again.packets + missing == sum(map(len, workers))
     assert summary.counts.packets == again.packets
-    resets = sum(live.resets for live in lives)
+    resets = sum(live.resets.total() for live in lives)
     assert resets - missing <= summary.counts.resets <= resets
     for number, tally in enumerate(again.tallies):
         drops = sum(live.drops[number] for live in lives)
