@@ -194,8 +194,8 @@ class Summary:
         resets: The first events of RSTs that answered a packet.
         kept: Events that flows keep.
         repetition: Events outside the window whose segment came again.
-        beyond_unscaled: Packets over bound I whose receiver has shown no larger window than one
-            without window scaling.
+        beyond_unscaled: Packets further over bound I than the largest window without window scaling,
+            whose receiver has shown no larger one.
         flags: Packets by reason and TCP flags, without RSTs whose cause is known.
         states: Packets by reason and TCP state.
         checksum_places: Packets with a wrong checksum by the interface that they came in by.
@@ -284,7 +284,9 @@ def _note_pattern(summary: Summary, event: PacketJudged) -> None:
         and window.receiver_td_maxwin <= _UNSCALED
         and furthest_of(event) > _UNSCALED
     ):
-        summary.beyond_unscaled += event.count
+        summary.beyond_unscaled += sum(
+            packets for distance, packets in _distances(event) if distance > _UNSCALED
+        )
 
 
 def _note_repetition(summary: Summary, flow: FlowSummary, event: PacketJudged) -> None:
