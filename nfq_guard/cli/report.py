@@ -89,7 +89,8 @@ def run(args: argparse.Namespace) -> int:
     )
     name = printable(str(args.output))
     packets = counted(summary.counts.packets, "packet")
-    sys.stdout.write(f"{name}: {packets}, {counted(len(summary.flows), 'flow')}\n")
+    flows = counted(len(summary.flows), "flow") + (" and more" if summary.others else "")
+    sys.stdout.write(f"{name}: {packets}, {flows}\n")
     return EXIT_OK
 
 

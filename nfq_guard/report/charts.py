@@ -42,7 +42,7 @@ def timeline(summary: Summary, *, days: bool) -> dict[str, Any] | None:
             if height:
                 parts.append((fate.name.lower(), f"{base:.2f}", f"{height:.2f}"))
         when = datetime.fromtimestamp(bars.start + index * bars.width, UTC)
-        heights_text = ", ".join(f"{heights[fate]:,.4g} {_WORDS[fate]}" for fate in Fate)
+        heights_text = ", ".join(f"{_amount(heights[fate])} {_WORDS[fate]}" for fate in Fate)
         drawn.append(
             {"x": f"{index + 0.07:.2f}", "parts": parts, "title": f"{when:%F %T}: {heights_text}"}
         )
@@ -72,10 +72,15 @@ def timeline(summary: Summary, *, days: bool) -> dict[str, Any] | None:
         "bars": drawn,
         "marks": marks,
         "unmarked": summary.counts.resets > sum(read.event.count for read in summary.resets),
-        "widest": f"{top:,.4g}",
-        "y": [("0", f"{top:,.4g}"), ("50", f"{top / 2:,.4g}"), ("100", "0")],
+        "widest": _amount(top),
+        "y": [("0", _amount(top)), ("50", _amount(top / 2)), ("100", "0")],
         "x": labels,
     }
+
+
+def _amount(number: float) -> str:
+    """A number of packets, which is a fraction where they were spread."""
+    return f"{number:,.0f}" if number >= 1000 else f"{number:.4g}"
 
 
 def _round_up(number: float) -> float:

@@ -66,6 +66,11 @@ def _packets(summary: Summary, *reasons: Reason) -> int:
     return sum(summary.reasons[reason].packets for reason in reasons if reason in summary.reasons)
 
 
+def _told_apart(summary: Summary) -> str:
+    """What restricts a count of flows, if there are more than are told apart."""
+    return " of the flows that are told apart" if summary.others else ""
+
+
 def _is_many(part: int, whole: int, share: float) -> bool:
     return part >= _LEAST_PACKETS and part >= share * whole
 
@@ -125,17 +130,19 @@ def _scan(summary: Summary) -> Iterator[Hint]:
     """Scanners send one packet a flow, often with flags that no TCP combines."""
     flags = _packets(summary, Reason.BAD_FLAGS)
     flows = [flow.counts.packets for flow in summary.flows.values()]
-    single = sum(packets == 1 for packets in flows) + summary.others
+    single = sum(packets == 1 for packets in flows)
+    packets = summary.counts.packets - summary.others
     if flags >= _LEAST_PACKETS:
         yield Hint(
             "A scan.",
             f"{flags:,} packets have TCP flags that no TCP implementation sends together.",
             "Look at the sources: scans come from few, forged floods from many.",
         )
-    elif len(flows) >= _LEAST_FLOWS and _is_many(single, summary.counts.packets, 0.8):
+    elif len(flows) >= _LEAST_FLOWS and _is_many(single, packets, 0.8):
         yield Hint(
             "A scan or a forged flood.",
-            f"{single:,} of {summary.counts.packets:,} packets are the only one of their flow.",
+            f"{single:,} of {packets:,} packets{_told_apart(summary)} are the only one of their "
+            "flow.",
             "Look at the sources: scans come from few, forged floods from many.",
         )
 
@@ -172,8 +179,9 @@ def _flushed(summary: Summary) -> Iterator[Hint]:
     if is_moment and flows >= _LEAST_FLOWS and 2 * flows >= lost.total():
         yield Hint(
             "The table was emptied: a failover, a flush or a restart.",
-            f"{flows:,} of {counted(lost.total(), 'flow')} without an entry were met first within "
-            f"{_FLUSH_WITHIN_S} s of {datetime.fromtimestamp(begin, UTC):%Y-%m-%d %H:%M:%S} UTC.",
+            f"{flows:,} of {counted(lost.total(), 'flow')} without an entry{_told_apart(summary)} "
+            f"were met first within {_FLUSH_WITHIN_S} s of "
+            f"{datetime.fromtimestamp(begin, UTC):%Y-%m-%d %H:%M:%S} UTC.",
             "Look in the logs of that moment for a change of the active router, conntrack -F, or a "
             "restart or reload of the firewall.",
         )

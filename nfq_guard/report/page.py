@@ -96,6 +96,7 @@ def page(
         "hints": [*hints(summary, findings), *_causes(summary)],
         "services": [_service(name, counts) for name, counts in services[:_SERVICES_LISTED]],
         "services_left_out": _left_out(len(services), _SERVICES_LISTED),
+        "service_others": _number(summary.service_others) if summary.service_others else "",
         "distances": distances(summary),
         "flows": [_flow(name, flow) for name, flow in busiest[:_FLOWS_LISTED]],
         "flow_total": _number(len(busiest)),
@@ -183,19 +184,28 @@ def _verdict(summary: Summary) -> dict[str, str]:
             "sentence": f"{counted(escaped, 'INVALID packet')} of translated flows. Each can make "
             "its receiver reset a connection; no such reset was seen here.",
         }
+    # A packet without a flow may be of a translation that has expired.
+    untold = f"{_number(summary.untold)} of unknown translation" if summary.untold else ""
     if dropped:
+        known = "is known to" if untold else "could"
         return {
             "level": "calm",
-            "headline": "No: what could do harm was dropped.",
+            "headline": f"No: what {known} do harm was dropped.",
             "sentence": f"{_number(dropped)} of {counted(counts.packets, 'INVALID packet')} "
-            f"{'was' if dropped == 1 else 'were'} dropped, and none of a translated flow got "
-            "through.",
+            f"{'was' if dropped == 1 else 'were'} dropped, and "
+            f"{untold or 'none of a translated flow'} got through.",
+        }
+    packets = counted(counts.packets, "INVALID packet")
+    if untold:
+        return {
+            "level": "calm",
+            "headline": "No: no packet is known to be of a translated flow.",
+            "sentence": f"{packets} got through, {untold}.",
         }
     return {
         "level": "calm",
         "headline": "No: no packet of a translated flow is among them.",
-        "sentence": f"{counted(counts.packets, 'INVALID packet')} got through as a host without "
-        "translation would pass them.",
+        "sentence": f"{packets} got through as a host without translation would pass them.",
     }
 
 
@@ -219,18 +229,29 @@ def _answers(summary: Summary, policies: Sequence[PolicyRecord]) -> list[tuple[s
     reason, of_reason = max(summary.reasons.items(), key=lambda named: weight(named[1]))
     found = [
         ("Since when?", _moment(since), f"until {_moment(until)}, UTC"),
-        (
-            "Which service?",
-            service,
-            f"{_share(weight(of_service), total)} {what}; "
-            f"{counted(len(summary.services), 'service')} in all",
-        ),
+        _which_service(summary, service, weight(of_service), total, what),
         ("Which reason?", reason, f"{_phrase(reason)}: {_share(weight(of_reason), total)} {what}"),
     ]
     if policies:
         said = [f"{each['policy'].removeprefix('preset:')} {_estimated(each)}" for each in policies]
         found.append(("What would each policy drop?", said[0], "; ".join(said[1:])))
     return found
+
+
+def _which_service(
+    summary: Summary, busiest: str, packets: int, total: int, what: str
+) -> tuple[str, str, str]:
+    """The answer for the service that has most of the packets among those that are told apart."""
+    number = counted(len(summary.services), "service")
+    others = summary.service_others
+    services = (
+        f"{number} told apart, and {counted(others, 'packet')} of further ones"
+        if others
+        else f"{number} in all"
+    )
+    if others > packets:
+        return "Which service?", "cannot be told", services
+    return "Which service?", busiest, f"{_share(packets, total)} {what}; {services}"
 
 
 def _phrase(reason: str) -> str:
@@ -279,11 +300,12 @@ def _causes(summary: Summary) -> Iterator[Hint]:
     def packets_of(named: tuple[Cause, tuple[int, int]]) -> int:
         return -named[1][0]
 
+    least = "at least " if summary.others else ""
     for cause, (packets, flows) in sorted(summary.causes.items(), key=packets_of):
         meaning = CAUSES[cause]
         yield Hint(
             meaning.phrase,
-            f"{counted(packets, 'packet')} of {counted(flows, 'flow')}. {meaning.sentences}",
+            f"{counted(packets, 'packet')} of {least}{counted(flows, 'flow')}. {meaning.sentences}",
             "nfq-guard explain on a capture of such a flow",
         )
 

@@ -191,11 +191,13 @@ class Summary:
         distances: Packets by bound and power of two of the distance.
         flows: The flows, at most a bounded number.
         others: Packets of flows beyond that number.
+        service_others: Packets of services beyond theirs.
+        untold: Packets that got through and of which the translation is unknown.
         resets: The first events of RSTs that answered a packet.
         kept: Events that flows keep.
         repetition: Events outside the window whose segment came again.
-        beyond_unscaled: Packets further over bound I than the largest window without window scaling,
-            whose receiver has shown no larger one.
+        beyond_unscaled: Packets further over bound I than the largest window without window
+            scaling, whose receiver has shown no larger one.
         flags: Packets by reason and TCP flags, without RSTs whose cause is known.
         states: Packets by reason and TCP state.
         checksum_places: Packets with a wrong checksum by the interface that they came in by.
@@ -214,6 +216,8 @@ class Summary:
     distances: Counter[tuple[str, int]] = field(default_factory=Counter)
     flows: dict[FlowName, FlowSummary] = field(default_factory=dict)
     others: int = 0
+    service_others: int = 0
+    untold: int = 0
     resets: list[ReadEvent] = field(default_factory=list)
     kept: int = 0
     repetition: Repetition = field(default_factory=Repetition)
@@ -229,10 +233,7 @@ def add_event(summary: Summary, read: ReadEvent) -> None:
     count = event.count
     fate = fate_of(event)
     summary.counts.add(read, fate)
-    if fate is Fate.ESCAPED:
-        since, until = summary.escaped_since, summary.escaped_until
-        summary.escaped_since = read.first if since is None else min(since, read.first)
-        summary.escaped_until = read.when if until is None else max(until, read.when)
+    _note_fate(summary, read, fate)
     summary.modes[event.mode] += count
     summary.rules[event.rule, event.action] += count
     summary.timeline.add(read.first, read.when, count, fate)
@@ -241,6 +242,8 @@ def add_event(summary: Summary, read: ReadEvent) -> None:
     flow = _flow(summary, event)
     service = server_of(event) if flow is None else flow.service
     groups = [_service(summary, service)]
+    if groups[0] is None:
+        summary.service_others += count
     _add_cause(summary, flow, read)
     if flow is None:
         summary.others += count
@@ -267,6 +270,16 @@ def add_event(summary: Summary, read: ReadEvent) -> None:
                 group.resets += count
 
 
+def _note_fate(summary: Summary, read: ReadEvent, fate: Fate) -> None:
+    """Note since when packets escape, and how many may have."""
+    if fate is Fate.ESCAPED:
+        since, until = summary.escaped_since, summary.escaped_until
+        summary.escaped_since = read.first if since is None else min(since, read.first)
+        summary.escaped_until = read.when if until is None else max(until, read.when)
+    elif fate is Fate.PASSED and read.event.nat == Nat.UNKNOWN:
+        summary.untold += read.event.count
+
+
 def _note_pattern(summary: Summary, event: PacketJudged) -> None:
     """Count what `hints` look for."""
     if event.tcp_flags is not None and event.caused_by is None:
@@ -282,7 +295,6 @@ def _note_pattern(summary: Summary, event: PacketJudged) -> None:
         event.reason is Reason.SEQ_OVER
         and window is not None
         and window.receiver_td_maxwin <= _UNSCALED
-        and furthest_of(event) > _UNSCALED
     ):
         summary.beyond_unscaled += sum(
             packets for distance, packets in _distances(event) if distance > _UNSCALED

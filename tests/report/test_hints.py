@@ -93,9 +93,7 @@ def test_a_window_without_its_scale() -> None:
     beyond = [plain(number, breach=far, window=window()) for number in range(10)]
     hint = found(*beyond)["Conntrack does not know the real window."]
     assert hint.evidence.startswith("10 of 10 packets over bound I are over 65,535 bytes beyond")
-    mixed = plain(
-        9, breach=far, window=window(), count=20, distances=[[98_999, 10], [65_535, 10]]
-    )
+    mixed = plain(9, breach=far, window=window(), count=20, distances=[[98_999, 10], [65_535, 10]])
     hint = found(mixed)["Conntrack does not know the real window."]
     assert hint.evidence.startswith("10 of 20 packets over bound I are over 65,535 bytes beyond")
     scaled = window(receiver_td_maxwin=1 << 20)

@@ -37,6 +37,14 @@ def rendered(*events: object, title: str = "node-7") -> str:
     return well_formed(page(summarise(events), title=title))
 
 
+def no_flow(**changes: Any) -> dict[str, Any]:  # noqa: ANN401 - any field of an event
+    """An event of a packet without a flow, from a private source."""
+    return event(
+        reason="no-entry", breach=None, nat="unknown", state=None, direction=None, status=None,
+        **{"src": "10.0.0.1", "sport": 40_000, "dport": 80, **changes},
+    )  # fmt: skip
+
+
 class Tags(HTMLParser):
     """Asserts that every tag is closed in order, and that nothing is loaded."""
 
@@ -140,6 +148,8 @@ def test_the_bounds_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.reasons["seq-over"].resets == 7
     html = well_formed(page(found, title="scan"))
     assert "3 packets of further flows are not told apart" in html
+    assert "3 packets of further services are not told apart" in html
+    assert "2 services told apart, and 3 packets of further ones" in html
     assert "5 more are not listed" in html
 
 
@@ -154,6 +164,24 @@ def test_the_times_are_those_of_the_recording() -> None:
     [
         ([], "none", "No packet was recorded."),
         ([event(nat="none")], "calm", "No: no packet of a translated flow is among them."),
+        (
+            [event(nat="none"), no_flow()],
+            "calm",
+            "No: no packet is known to be of a translated flow.</b>"
+            "2 INVALID packets got through, 1 of unknown translation.",
+        ),
+        (
+            [event(mode="enforce", verdict="drop"), no_flow()],
+            "calm",
+            "No: what is known to do harm was dropped.</b>"
+            "1 of 2 INVALID packets was dropped, and 1 of unknown translation got through.",
+        ),
+        (
+            [no_flow(mode="enforce", verdict="drop")],
+            "calm",
+            "No: what could do harm was dropped.</b>"
+            "1 of 1 INVALID packet was dropped, and none of a translated flow got through.",
+        ),
         (
             [event(mode="enforce", verdict="drop"), event(nat="none")],
             "calm",
@@ -179,7 +207,27 @@ def test_the_times_are_those_of_the_recording() -> None:
 )
 def test_the_answer_comes_first(events: list[object], level: str, headline: str) -> None:
     html = rendered(*events)
-    assert f'<div class="verdict {level}"><b>{headline}</b>' in html
+    assert f'<div class="verdict {level}"><b>{headline}' in html
+
+
+def test_a_count_of_flows_or_services_says_if_it_is_not_of_all(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Twelve scanned hosts, before a service with a thousand times as many packets."""
+    monkeypatch.setattr(summary, "_FLOWS_MAX", 11)
+    monkeypatch.setattr(summary, "_SERVICES_MAX", 11)
+    scan = [no_flow(dst=f"192.0.2.{host}") for host in range(12)]
+    busy = no_flow(dst="192.0.2.99", dport=443, count=12_345, first=event()["timestamp"])
+    html = well_formed(page(summarise([*scan, busy]), title="scan"))
+    assert "cannot be told<span>11 services told apart, and 12,346 packets of further ones" in html
+    assert "11 of 11 packets of the flows that are told apart are the only one of" in html
+    assert "12,357 packets of at least 11 flows." in html
+    assert '<span style="top:0%">15,000</span><span style="top:50%">7,500</span>' in html
+    assert ", 12,357 got through, 0 dropped" in html
+    file = tmp_path / "events"
+    file.write_text("\n".join(map(json.dumps, [*scan, busy])))
+    assert main(["report", str(file), "-o", str(tmp_path / "page")]) == 0
+    assert "12,357 packets, 11 flows and more" in capsys.readouterr().out
 
 
 def test_a_reset_names_its_cause() -> None:
