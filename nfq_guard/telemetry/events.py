@@ -685,7 +685,12 @@ class KernelDroppedPackets(_Queued, frozen=True, kw_only=True, tag="kernel_dropp
     buffer_full: Annotated[
         int, _number("Dropped because the socket buffer was full, since then.", "packets")
     ]
-    since_last: Annotated[int, _number("Dropped since the last such event.", "packets")]
+    since_last: Annotated[
+        int,
+        _number(
+            "Dropped since the last such event, or since this daemon has the queue.", "packets"
+        ),
+    ]
     waiting: Annotated[int, _number("Packets that wait in the queue.", "packets")]
 
 

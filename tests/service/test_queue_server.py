@@ -78,6 +78,7 @@ class FakeQueue:
         self.lost = 0
         self.wants_stamp = False
         self.stamp_us = 0
+        self.taken_over = False
         self.unread = 0
         self.missing = 0
         self.last_id = 0

@@ -40,6 +40,7 @@ class FakeQueue:
         self.waiting = list(enumerate(packets, 1))
         self.wants_stamp = False
         self.stamp_us = 0
+        self.taken_over = False
         self.unread = 0
         self.missing = 0
         self.last_id = 0
@@ -190,6 +191,25 @@ def test_what_was_neither_read_nor_dropped_has_passed(tmp_path: Path) -> None:
     one.refresh()
     assert counters["buffer_full_passes"] == 25
     one.close(0)
+
+
+def test_drops_under_the_daemon_before_are_not_logged_again(tmp_path: Path) -> None:
+    """The kernel counts since the queue was bound, which outlives the daemon that bound it."""
+    queue = FakeQueue(queued(b"a"))
+    queue.taken_over = True
+    told = tmp_path / "queue"
+    file = kernel_file(told, buffer=4, last=10)
+    one = worker(queue, tmp_path / "log", FakeEngine(), counter_file=file)
+    queue.missing, queue.last_id = 5, 10
+    one.refresh()
+    assert one.stats.counters["buffer_full_passes"] == 5
+    kernel_file(told, buffer=6, last=10).close()
+    one.tick(0)
+    one.close(0)
+    (dropped,) = (
+        event for event in events(tmp_path / "log") if event["event"] == "kernel_dropped_packets"
+    )
+    assert (dropped["buffer_full"], dropped["since_last"]) == (6, 2)
 
 
 @given(st.lists(st.binary(max_size=120), max_size=20))

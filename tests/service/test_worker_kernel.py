@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import orjson
 import pytest
 
 from nfq_guard.engine import Engine, Mode
@@ -139,3 +140,29 @@ def test_packets_that_a_killed_daemon_had_read(namespace: Make, tmp_path: Path) 
                 assert one.stats.counters["verdict_errors"] == 0
                 one.close(2)
             assert udp.received() == [0, 1]
+
+
+def test_packets_that_the_kernel_drops_are_logged_once(namespace: Make, tmp_path: Path) -> None:
+    """By whichever daemon served the queue then, although the queue outlives each."""
+    inside = namespace("q")
+    queue_udp(inside, bypass=False)
+    log = tmp_path / "log"
+    kept: socket.socket | None = None
+    with Datagrams(inside) as udp, inside.entered():
+        for count in (12, 7, 9):
+            with QueueReader(QUEUE, queue_length=5, fail_open=False, kept=kept) as reader:
+                one = worker(reader, log, EveryThirdRaises(), Nothing(), drops=False)
+                udp.send(count)
+                while one.process_batch():
+                    pass
+                one.tick(0)
+                one.close(0)
+                kept = socket.socket(fileno=os.dup(reader.fileno()))
+        dropped = kernel_line(inside).queue_dropped
+        if kept is not None:
+            kept.close()
+    events = [orjson.loads(line) for line in log.read_bytes().splitlines()]
+    since_last = [
+        event["since_last"] for event in events if event["event"] == "kernel_dropped_packets"
+    ]
+    assert (since_last, dropped) == ([7, 2, 4], 13)

@@ -68,6 +68,7 @@ class Reader(Protocol):
     """The part of `nfqueue.reader.QueueReader` that a worker uses."""
 
     queue_num: int
+    taken_over: bool
     lost: int
     wants_stamp: bool
     stamp_us: int
@@ -164,7 +165,6 @@ class Worker:
         self._until_sample = _SAMPLED
         self._allowed = 0
         self._log_unrecorded_at = float("-inf")
-        self._logged_drops = 0
         self._last_id = 0
         self._quiet_since = time.monotonic()
         self._logged_suppressed = 0
@@ -173,6 +173,10 @@ class Worker:
         self._logged_lookup_errors = 0
         self._log_lookup_errors_at = float("-inf")
         self._counter_file = counter_file or _readable_counters()
+        # The kernel counts since the queue was bound, and the daemon that bound it has logged that.
+        earlier = self.kernel_counters() if reader.taken_over else None
+        self._user_dropped_before = 0 if earlier is None else earlier.user_dropped
+        self._logged_drops = 0 if earlier is None else _drops(earlier)
 
     @property
     def mode(self) -> Mode:
@@ -472,12 +476,12 @@ class Worker:
         elif self._reader.unread >= 0 and now - self._quiet_since >= _QUIET_S:
             missing += (kernel.last_id - self._reader.last_id) & _ID_MASK
         counters = self.stats.counters
-        passed = missing - kernel.user_dropped
+        passed = missing - (kernel.user_dropped - self._user_dropped_before)
         counters["buffer_full_passes"] = max(counters["buffer_full_passes"], passed)
 
     def _log_drops(self, kernel: QueueCounters) -> None:
         """Log packets that the kernel dropped since the last call, if any."""
-        drops = kernel.queue_dropped + kernel.user_dropped
+        drops = _drops(kernel)
         if drops > self._logged_drops:
             self._events.emit(
                 KernelDroppedPackets(
@@ -563,6 +567,11 @@ def _answered(fold: Fold, epoch: float) -> AnsweredPacket | None:
         return None
     delay_us = round((fold.first - cause.at) * 1_000_000)
     return AnsweredPacket(timestamp(epoch + cause.at), cause.reason, cause.rule, delay_us)
+
+
+def _drops(kernel: QueueCounters) -> int:
+    """Packets that the kernel dropped since the queue was bound."""
+    return kernel.queue_dropped + kernel.user_dropped
 
 
 def _readable_counters() -> CounterFile | None:
