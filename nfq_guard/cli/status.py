@@ -41,7 +41,7 @@ _LOSSES: Final = {
     "judging_failures": "packets that could not be judged",
     "lookup_errors": "flow lookups that failed",
     "event_failures": "events that could not be written",
-    "events_suppressed": "packets without an event",
+    "events_suppressed": "packets without an event because of a limit",
     "log_lines_dropped": "log lines dropped",
     "log_errors": "failed writes to the log",
 }

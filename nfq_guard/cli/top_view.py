@@ -57,7 +57,7 @@ _HELP: Final = (
     "enter    open the flow under the cursor, and close it again; also escape",
     "?        this help, and back",
     "",
-    "PACKETS  INVALID packets of the flow so far, RATE a second over the last three",
+    "PACKETS  INVALID packets that have events, RATE a second over the last three",
     "REASONS  why they are INVALID, the most frequent first",
     "RESETS   RSTs that answered a packet of the flow which had got through",
     "BYTES    how far the last one was beyond the bound that it broke",

@@ -253,7 +253,7 @@ QUEUE_COUNTERS: Final = (
     Metric(
         Kind.COUNTER,
         "events_suppressed",
-        "Packets without an event because of the limit on all events.",
+        "Packets without an event because of the limit on all events, or of the size of the file.",
         "packets",
     ),
     Metric(

@@ -115,7 +115,8 @@ class Unrecorded(msgspec.Struct, kw_only=True):
     """Packets that a recording reports as missing.
 
     Attributes:
-        suppressed: Packets without an event because of the limit on all events.
+        suppressed: Packets without an event because of the limit on all events, or of the size of
+            the file.
         kernel_dropped: Packets that the kernel dropped before they could be judged.
         kernel_passed: Packets that passed unjudged, because more arrived than could be judged.
         offloaded: Packets that the kernel dropped by order of the policy then in force.
@@ -134,7 +135,7 @@ class Unrecorded(msgspec.Struct, kw_only=True):
         """One line for each kind of gap."""
         found = []
         if self.suppressed:
-            found.append(f"{self.suppressed:,} packets have no event: the limit of events was hit")
+            found.append(f"{self.suppressed:,} packets have no event: a limit of events was hit")
         if self.allowed:
             found.append(f"{self.allowed:,} packets have no event: allowed without log_allowed")
         if self.offloaded:

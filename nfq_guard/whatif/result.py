@@ -115,7 +115,8 @@ class UnrecordedRecord(TypedDict):
     """What is missing from the recording, by its own events; no count of packets includes it.
 
     Attributes:
-        suppressed: Packets without an event because of the limit on all events.
+        suppressed: Packets without an event because of the limit on all events, or of the size of
+            the file.
         kernel_dropped: Packets that the kernel dropped before they could be judged.
         kernel_passed: Packets that passed unjudged, because more arrived than could be judged.
         offloaded: Packets that the kernel dropped by order of the policy then in force.

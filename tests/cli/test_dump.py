@@ -66,7 +66,7 @@ def test_the_flows_of_a_recording(recording: str, capsys: Printed) -> None:
     events = ("--events", recording)
     assert main(["dump", *events]) == 0
     out, err = capsys.readouterr()
-    assert "5 packets have no event: the limit of events was hit" in err
+    assert "5 packets have no event: a limit of events was hit" in err
     assert "tcp 10.244.0.2:8080 - 192.0.2.2:40000: 4 packets" in out
     assert _flows(capsys, *events) == whole
     assert _flows(capsys, "192.0.2.2", *events) == whole[1:]

@@ -50,8 +50,9 @@ class DumpedFlowRecord(TypedDict):
         flow: Its protocol and its ends.
         first: Time of its first event, as in events.
         last: Time of its last event, as in events.
-        packets: Number of its packets, including those whose events are no longer kept or not due
-            yet.
+        packets: Number of its packets since `first`, including those whose events are no longer
+            kept or not due yet, but not those that have no event: beyond a limit, or allowed
+            without `log_allowed`.
         reasons: These packets by reason.
         resets: RSTs among them that answered an INVALID packet.
         events: Its last events, the oldest first.
