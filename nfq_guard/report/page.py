@@ -31,6 +31,8 @@ _RESETS_LISTED: Final = 8
 _RULES_LISTED: Final = 20
 # The status of a finding that needs no attention.
 _FINE: Final = "ok"
+# Packets without a flow, as those of a scan: the RST of a host that has no such connection.
+_FLOWLESS: Final = (Reason.NO_ENTRY, Reason.BAD_FLAGS)
 # Names with their numbers in one cell of a table.
 _LISTED: Final = 3
 
@@ -169,6 +171,15 @@ def _verdict(summary: Summary) -> dict[str, str]:
             "level": "none",
             "headline": "No packet was recorded.",
             "sentence": "Nothing can be said about this host.",
+        }
+    flowless = sum(summary.reasons[each].resets for each in _FLOWLESS if each in summary.reasons)
+    if counts.resets and not escaped and flowless == counts.resets:
+        return {
+            "level": "risk",
+            "headline": "Perhaps: RSTs answered packets without a flow.",
+            "sentence": f"{counted(counts.resets, 'RST')} answered INVALID packets that got "
+            "through. None of these had a flow: whether a connection ended is unknown, and a scan "
+            "causes such RSTs too.",
         }
     if counts.resets:
         return {

@@ -45,6 +45,12 @@ def no_flow(**changes: Any) -> dict[str, Any]:  # noqa: ANN401 - any field of an
     )  # fmt: skip
 
 
+def answer(reason: str) -> dict[str, Any]:
+    """The event of an RST that answers a packet of that reason."""
+    cause = {"timestamp": event()["timestamp"], "reason": reason, "rule": "r", "delay_us": 1000}
+    return no_flow(tcp_flags="RA", caused_by=cause)
+
+
 class Tags(HTMLParser):
     """Asserts that every tag is closed in order, and that nothing is loaded."""
 
@@ -203,6 +209,18 @@ def test_the_times_are_those_of_the_recording() -> None:
             "harm",
             "Yes: connections were reset.",
         ),
+        (
+            [event(nat="none"), answer("bad-flags")],
+            "risk",
+            "Perhaps: RSTs answered packets without",
+        ),
+        (
+            [answer("no-entry"), answer("bad-flags")],
+            "risk",
+            "Perhaps: RSTs answered packets withou",
+        ),
+        ([answer("no-entry"), answer("seq-over")], "harm", "Yes: connections were reset."),
+        ([answer("no-entry"), event()], "harm", "Yes: connections were reset."),
     ],
 )
 def test_the_answer_comes_first(events: list[object], level: str, headline: str) -> None:
