@@ -240,7 +240,8 @@ class Daemon:
                     self._started(served)
 
             undo.callback(self._remove_rules)
-            undo.callback(self._workers.refresh)  # the rules' counters vanish with them
+            # The counters of the rules vanish with them.
+            undo.callback(self._workers.settle, self._hurried)
             undo.callback(self._end_background)
             self._loop.background(self._parts.rules.install, installed, self._fail)
         elif self._keeps_rules:

@@ -67,6 +67,10 @@ class FakeWorkers:
         ]
 
     def refresh(self) -> None:
+        return
+
+    def settle(self, hurried: Callable[[], bool]) -> None:
+        assert not hurried()
         self._story.happened("counts read")
 
     def last_error(self) -> dict[str, object] | None:

@@ -12,6 +12,7 @@ from nfq_guard.engine import Mode
 from nfq_guard.flow import IPV6, PROTO_TCP, Evidence, Hook
 from nfq_guard.raw_rules import MOST_RULES, Field, RawAct, RawRule, Span
 from nfq_guard.service.supervisor.messages import (
+    Counted,
     DaemonChannel,
     Failed,
     Flows,
@@ -49,6 +50,7 @@ REPORTS: list[Report] = [
         messages_refused=0,
         last_error={"event": "note"},
     ),
+    Counted(),
     Prepared(reload=1, digest="abc"),
     Refused(reload=1, problem="a mistake"),
     Flows(dump=1, flows=[], complete=True),

@@ -203,6 +203,24 @@ def test_one_packet_renews_an_offload(site: Site, tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("queues", ["0", "0-1"])
+def test_the_last_drops_count_although_the_rules_are_removed(
+    site: Site, tmp_path: Path, queues: str
+) -> None:
+    """The kernel's counter vanishes with the table, which the daemon removes at its end."""
+    config = configured(tmp_path / "c", f'queues = "{queues}"', policy=DROPS_ALL)
+    with GuardProcess(site.guarded, tmp_path / "log", "--config", config).ready() as process:
+        site.flood(4, 5000, 100)
+        wait_for(lambda: site.left() == {"received4": 1})
+        wait_for(lambda: not waiting(site))
+        site.flood(4, 5000, 500)
+        event = stopped(process)
+    assert event["packets"] + event["offload_drops"] == 600
+    assert (
+        sum(one["offload_drops"] for one in process.events("offloaded")) == (event["offload_drops"])
+    )
+
+
 def test_the_file_of_events_accounts_for_every_packet(site: Site, tmp_path: Path) -> None:
     """Also for those that the kernel drops right before the end."""
     file = tmp_path / "events"

@@ -100,7 +100,12 @@ class Dump(_Message, frozen=True, tag="dump"):
     packets: bool
 
 
-Order = Stop | SetMode | SetRawRules | Prepare | Commit | Abort | Dump
+@final
+class Count(_Message, frozen=True, tag="count"):
+    """Read the kernel's counters, and reply with `Numbers`, then `Counted`."""
+
+
+Order = Stop | SetMode | SetRawRules | Prepare | Commit | Abort | Dump | Count
 
 
 @final
@@ -163,6 +168,11 @@ class Numbers(_Message, frozen=True, tag="numbers"):
 
 
 @final
+class Counted(_Message, frozen=True, tag="counted"):
+    """The last `Numbers` have what the kernel had counted at the order `Count`."""
+
+
+@final
 class Prepared(_Message, frozen=True, tag="prepared"):
     """The policy is read and valid; `digest` identifies it."""
 
@@ -195,7 +205,7 @@ class Flows(_Message, frozen=True, tag="flows"):
     problem: str = ""
 
 
-Report = Ready | Failed | Numbers | Prepared | Refused | Flows
+Report = Ready | Failed | Numbers | Counted | Prepared | Refused | Flows
 
 Refuse = Callable[[str], None]
 # The other end is closed: its process has ended, which has an event of its own.

@@ -39,6 +39,8 @@ from nfq_guard.service.loop import Loop
 from nfq_guard.service.supervisor.messages import (
     Abort,
     Commit,
+    Count,
+    Counted,
     Dump,
     Failed,
     Flows,
@@ -85,6 +87,8 @@ from nfq_guard.telemetry.sink import LineSink
 _SUPERVISE_S: Final = 0.05
 # A longer time between two rounds means that the daemon itself was stopped or starved of CPU time.
 _PAUSED_S: Final = 0.5
+# A worker reads the kernel's counters within milliseconds, between two batches.
+_COUNT_S: Final = 0.5
 # A worker takes at most two seconds to send the verdicts of the packets in its queue.
 _FINISH_S: Final = 3.0
 # SIGKILL takes milliseconds, except for a process in an uninterruptible system call.
@@ -153,6 +157,7 @@ class Supervisor:
         self._dumps: dict[int, _Dump] = {}
         self._dumps_begun = 0
         self._supervised_at = time.monotonic()
+        self._counting: set[int] = set()
         self._finishing = False
         self._messages = LimitedEvent(events)
         self._faults = LimitedEvent(events)
@@ -197,6 +202,16 @@ class Supervisor:
 
     def refresh(self) -> None:
         """Do nothing: workers report by themselves."""
+
+    def settle(self, hurried: Callable[[], bool]) -> None:
+        """Have all workers read the kernel's counters now."""
+        self._counting = {
+            handle.queue_num
+            for handle in self._handles
+            if handle.state is WorkerState.SERVING and handle.send(Count())
+        }
+        until = time.monotonic() + _COUNT_S
+        self._loop.run_until(self._all_counted, lambda: 0.0 if hurried() else until)
 
     def last_error(self) -> dict[str, object] | None:
         """The last event of level error of any worker."""
@@ -269,6 +284,11 @@ class Supervisor:
         for handle in self._handles:
             if handle.pid:
                 self._events.emit(WorkerLeftBehind(queue=handle.queue_num, pid=handle.pid))
+
+    def _all_counted(self) -> bool:
+        return not any(
+            handle.pid and handle.queue_num in self._counting for handle in self._handles
+        )
 
     def _all_ended(self) -> bool:
         return not any(handle.pid for handle in self._handles)
@@ -394,6 +414,8 @@ class Supervisor:
                 self._policy_refused(handle, report)
             case Flows():
                 self._dumped(handle, report)
+            case Counted():
+                self._counting.discard(handle.queue_num)
             case _:
                 assert_never(report)
 

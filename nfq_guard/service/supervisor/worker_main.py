@@ -24,6 +24,8 @@ from nfq_guard.service.loop import Loop
 from nfq_guard.service.supervisor.messages import (
     Abort,
     Commit,
+    Count,
+    Counted,
     Dump,
     Failed,
     Flows,
@@ -162,6 +164,10 @@ class WorkerProcess:
                 self._prepared = None
             case Dump():
                 self._dump(order, serving)
+            case Count():
+                serving.worker.refresh()
+                self._report(serving)
+                self._channel.send(Counted())
             case _:
                 assert_never(order)
 

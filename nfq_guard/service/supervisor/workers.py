@@ -101,6 +101,9 @@ class Workers(Protocol):
     def refresh(self) -> None:
         """Update the counts, without waiting for other processes."""
 
+    def settle(self, hurried: Callable[[], bool]) -> None:
+        """Update the counts; wait for other processes within a bound, or until `hurried`."""
+
     def last_error(self) -> dict[str, object] | None:
         """The last event of level error that did not pass through the daemon's own log."""
 
@@ -166,6 +169,10 @@ class InProcess:
         ]
 
     def refresh(self) -> None:
+        """Read the kernel's counters."""
+        self._server.worker.refresh()
+
+    def settle(self, _hurried: Callable[[], bool]) -> None:
         """Read the kernel's counters."""
         self._server.worker.refresh()
 
