@@ -61,9 +61,19 @@ def opened(name: str) -> Iterator[io.BufferedReader]:
     try:
         yield io.BufferedReader(raw, _BUFFER_BYTES)
         if raw.damage:
-            sys.stderr.write(f"nfq-guard: {printable(name)}: not read to the end: {raw.damage}\n")
+            sys.stderr.write(f"nfq-guard: {printable(name)}: {_not_whole(raw.damage)}\n")
     finally:
         source.close()
+
+
+def _not_whole(damage: str) -> str:
+    return f"not read to the end: {damage}"
+
+
+def missing_end(stream: io.BufferedReader) -> str:
+    """Why a stream that was read has not all of the recording; empty if it has."""
+    raw = stream.raw
+    return _not_whole(raw.damage) if isinstance(raw, _Decompressed) and raw.damage else ""
 
 
 def is_capture(stream: io.BufferedReader) -> bool:

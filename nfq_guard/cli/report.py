@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Final
 import msgspec
 
 from nfq_guard.cli.options import output_file
-from nfq_guard.cli.recording import is_capture, opened
+from nfq_guard.cli.recording import is_capture, missing_end, opened
 from nfq_guard.cli.terminal import printable
 from nfq_guard.doctor.check import Check
 from nfq_guard.errors import EXIT_OK, UsageError
@@ -73,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
         if is_capture(stream):
             raise UsageError(f"{args.events}: a capture: use replay or whatif")
         summary = _summarise(reader, stream, trial)
+        missing = missing_end(stream)
     if not summary.counts.packets and reader.lines:
         raise UsageError(f"{args.events}: expected packet_judged events, found none")
     trial.end()
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         summary,
         title=printable(args.title or name),
         trial=result(trial, printable(args.events), "events", reader.unrecorded),
-        gaps=gaps,
+        gaps=[missing, *gaps] if missing else gaps,
         findings=findings,
     )
     name = printable(str(args.output))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The page of recorded events."""
 
+import gzip
 import io
 import json
 import re
@@ -390,6 +391,20 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "skipped 3 lines that are not events" in html
     for preset in ("default", "kube-proxy", "strict"):
         assert f"<code>preset:{preset}</code>" in html
+
+
+def test_the_page_says_that_the_recording_was_cut_off(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a compressed file that was copied while it was written."""
+    log = tmp_path / "events.jsonl.gz"
+    lines = "".join(json.dumps(event(seq=number)) + "\n" for number in range(100))
+    log.write_bytes(gzip.compress(lines.encode())[:-4])
+    out = tmp_path / "report.html"
+    assert main(["report", str(log), "-o", str(out)]) == 0
+    problem = "not read to the end: the compressed file is truncated"
+    assert f'<p class="warning-box">{problem}</p>' in well_formed(out.read_text(encoding="utf-8"))
+    assert capsys.readouterr().err == f"nfq-guard: {log}: {problem}\n"
 
 
 def test_the_page_compares_policies(tmp_path: Path) -> None:
