@@ -30,7 +30,7 @@ from nfq_guard.whatif.conversations import Fate
 from nfq_guard.whatif.events import recorded
 from nfq_guard.whatif.recorded import Judged, Recorded
 from nfq_guard.whatif.result import result, top
-from nfq_guard.whatif.tally import Tally
+from nfq_guard.whatif.tally import OTHERS, Tally, counted_apart
 from nfq_guard.whatif.trial import Trial
 from nfq_guard.wire.packet import Queued
 
@@ -230,9 +230,9 @@ def _drop_lines(tally: Tally, kind: str) -> Iterator[str]:
         yield "  all numbers of packets are estimates, within these bounds"
     by_reason = {str(reason): count for reason, count in tally.drops_by_reason.items()}
     yield f"  by reason: {', '.join(f'{name} {count}' for name, count in top(by_reason).items())}"
-    yield f"  by flow ({len(tally.drops_by_flow)}):"
+    yield f"  by flow ({_number(tally.drops_by_flow)}):"
     yield from _ranked(tally.drops_by_flow)
-    yield f"  by source ({len(tally.drops_by_peer)}):"
+    yield f"  by source ({_number(tally.drops_by_peer)}):"
     yield from _ranked(tally.drops_by_peer)
     yield f"  for example, by {'frame' if kind == 'capture' else 'line'}:"
     for example in tally.examples[:_MOST_LINES]:
@@ -265,3 +265,8 @@ def _ranked(counts: dict[str, int]) -> Iterator[str]:
         yield f"  {count:>9}  {name}"
     if len(counts) > _MOST_LINES:
         yield f"  {'':>9}  and {len(counts) - _MOST_LINES} more"
+
+
+def _number(counts: dict[str, int]) -> str:
+    apart = counted_apart(counts)
+    return f"{apart} and {OTHERS}" if apart < len(counts) else str(apart)

@@ -6,7 +6,7 @@ from typing import Final, TypedDict
 
 from nfq_guard.telemetry.reader import Unrecorded
 from nfq_guard.whatif.conversations import Fate
-from nfq_guard.whatif.tally import Example, Tally
+from nfq_guard.whatif.tally import Example, Tally, counted_apart
 from nfq_guard.whatif.trial import Trial
 
 # Number of flows and peers that are listed, by descending packet count.
@@ -51,7 +51,7 @@ class DropsRecord(TypedDict):
         drops_by_reason: These packets by reason.
         drops_by_flow: These packets by flow, for the flows with most of them.
         drops_by_peer: These packets by source address, for the sources with most of them.
-        flows: Number of their flows.
+        flows: Number of their flows; 65,536 stands for more, too, which are `others` together.
         confirmed_drops: Packets of these that were dropped when recorded.
         false_positives: Packets of these that were accepted, and whose flow continued.
         followed_by_rst: Packets of these that were accepted, and followed by an RST.
@@ -226,7 +226,7 @@ def _drops(tally: Tally) -> DropsRecord:
         "drops_by_reason": {str(reason): n for reason, n in tally.drops_by_reason.items()},
         "drops_by_flow": top(tally.drops_by_flow),
         "drops_by_peer": top(tally.drops_by_peer),
-        "flows": len(tally.drops_by_flow),
+        "flows": counted_apart(tally.drops_by_flow),
         "confirmed_drops": tally.confirmed,
         "false_positives": {
             "packets": tally.drop_fates[Fate.LIVED],

@@ -162,6 +162,11 @@ class Tally:
         return label
 
 
+def counted_apart(counts: dict[str, int]) -> int:
+    """How many flows or peers are counted individually; further ones together are no flow."""
+    return len(counts) - (OTHERS in counts)
+
+
 def _add(counts: dict[str, int], name: str, count: int) -> None:
     if name not in counts and len(counts) >= MOST_COUNTED:
         name = OTHERS

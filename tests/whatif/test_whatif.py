@@ -197,6 +197,11 @@ def test_flows_are_counted_within_bounds(
     (strict,) = _json(capsys, str(path), "--policy", "preset:strict")["policies"]
     assert strict["drops_by_flow"][OTHERS] == 6
     assert strict["drops_by_peer"][OTHERS] == 6
+    assert strict["flows"] == 3
+    assert main(["whatif", str(path), "--policy", "preset:strict"]) == 0
+    out = capsys.readouterr().out
+    assert "by flow (3 and others):" in out
+    assert "by source (3 and others):" in out
 
 
 def test_endpoints_of_all_kinds(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
