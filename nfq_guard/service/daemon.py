@@ -240,11 +240,14 @@ class Daemon:
                     self._started(served)
 
             undo.callback(self._remove_rules)
+            undo.callback(self._count_rules)
             # The counters of the rules vanish with them.
             undo.callback(self._workers.settle, self._hurried)
             undo.callback(self._end_background)
             self._loop.background(self._parts.rules.install, installed, self._fail)
         elif self._keeps_rules:
+            undo.callback(self._count_rules)
+            undo.callback(self._end_background)
 
             def possible(_: None) -> None:
                 if not self._loop.stopped:
@@ -594,6 +597,12 @@ class Daemon:
             return until if self._hurried_at is None else min(until, self._hurried_at + _HURRIED_S)
 
         return self._loop.run_until(lambda: not self._loop.busy, deadline)
+
+    def _count_rules(self) -> None:
+        """Read the counters of the rules once more, after the last check of the rules."""
+        read = self._parts.rules.rule_counters
+        self._loop.background(read, self._monitor.count, lambda _: None)
+        self._wait_for_threads()
 
     def _remove_rules(self) -> None:
         def removed(change: RulesChange) -> None:

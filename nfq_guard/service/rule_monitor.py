@@ -244,7 +244,16 @@ class RuleMonitor:
         self._rules.spec = spec
         self._checking = True
 
-        def installed(change: RulesChange) -> None:
+        def install() -> tuple[list[RuleCounters], RulesChange]:
+            # Of the rules before, and at once of the new ones, whose counts begin at 0.
+            counted = self._read_counters()
+            change = self._rules.install()
+            return counted + self._read_counters(), change
+
+        def installed(result: tuple[list[RuleCounters], RulesChange]) -> None:
+            counted, change = result
+            for one in counted:
+                self.count(one)
             self._made_anew()
             self._events.emit(RulesInstalled(done=list(change.done), notes=list(change.notes)))
             end("")
@@ -262,7 +271,13 @@ class RuleMonitor:
             finally:
                 self._change_next()
 
-        self._loop.background(self._rules.install, installed, failed)
+        self._loop.background(install, installed, failed)
+
+    def _read_counters(self) -> list[RuleCounters]:
+        try:
+            return [self._rules.rule_counters()]
+        except NfqGuardError:
+            return []
 
     def status(self) -> RulesStatus:
         """The known state of the rules."""
@@ -320,7 +335,7 @@ class RuleMonitor:
         if check.reinstalled:
             self._made_anew()
         if check.counted is not None:
-            self._add(check.counted)
+            self.count(check.counted)
         if check.forbidden:
             self._forbid(check.problem)
         elif check.problem:
@@ -384,8 +399,8 @@ class RuleMonitor:
             problem = f"the rules are gone and cannot be restored: {check.problem}"
             self._fail(NfqGuardError(problem))
 
-    def _add(self, counted: RuleCounters) -> None:
-        """Add the packets counted since the last check; recreated rules count from 0."""
+    def count(self, counted: RuleCounters) -> None:
+        """Add the packets counted since the last reading; recreated rules count from 0."""
         before = self._counted
         if counted.shed < before.shed or counted.unjudged < before.unjudged:
             before = RuleCounters()

@@ -126,7 +126,8 @@ class FakeRules:
         return 1
 
     def rule_counters(self) -> RuleCounters:
-        return RuleCounters()
+        self._story.happened("counters read")
+        return RuleCounters(shed=self._story.lines.count("counters read"))
 
 
 def none_passed() -> PassedPackets:
@@ -275,6 +276,8 @@ def test_what_was_done_is_undone_in_reverse(story: Story) -> None:
     assert [line for line in story.lines if line in {*begun, *ended}] == begun + ended
     assert story.at("STOPPING=1") < story.at("removal begun")
     assert story.at("counts read") < story.at("removal begun"), "counts that went with the rules"
+    *_, last = (at for at, line in enumerate(story.lines) if line == "counters read")
+    assert story.at("STOPPING=1") < last < story.at("removal begun")
     assert story.at("event stopped") > story.at("queues unbound")
     assert "event daemon_failed" not in story.lines
     assert story.workers.hurried() is False

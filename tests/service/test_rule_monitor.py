@@ -50,6 +50,7 @@ class FakeRules:
         self.install_error: NfqGuardError | None = None
         self.installed = 0
         self.packets = RuleCounters()
+        self.at_install: RuleCounters | None = None
         self.changed: int | None = 1
         self.takes_s = 0.0
         self.takes_cpu_s = 0.0
@@ -74,6 +75,8 @@ class FakeRules:
         if self.install_error is not None:
             raise self.install_error
         self.installed += 1
+        if self.at_install is not None:
+            self.packets = self.at_install
         self.differences.clear()
         return Changes()
 
@@ -423,6 +426,23 @@ def test_other_rules_are_installed_after_a_check_that_is_under_way(make: Make) -
     assert outcomes == ["", ""]
     assert one.rules.installed == 2
     assert one.logged() == ["rules_installed"] * 2
+
+
+def test_a_change_of_rules_forgets_no_packet(make: Make) -> None:
+    """The counters of the rules before vanish with them, and those of the new begin at 0."""
+    outcomes: list[str] = []
+    one = make(reinstall=True)
+    one.rules.packets = RuleCounters(shed=100)
+    one.monitor.check(one.now)
+    one.finish()
+    one.rules.packets = RuleCounters(shed=150, unjudged=7)
+    one.rules.at_install = RuleCounters(shed=1)
+    one.monitor.change(RulesSpec(fail_mode=FailMode.CLOSED), outcomes.append)
+    one.finish()
+    one.rules.packets = RuleCounters(shed=500)
+    one.monitor.check(one.now)
+    one.finish()
+    assert one.monitor.packets == RuleCounters(shed=650, unjudged=7)
 
 
 def test_rules_that_cannot_be_changed_stay_what_they_should_be(make: Make) -> None:
