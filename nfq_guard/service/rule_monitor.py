@@ -28,6 +28,7 @@ from nfq_guard.service.loop import Loop
 from nfq_guard.service.ruleset_pace import cpu_time, pause_s
 from nfq_guard.service.status import RulesState, RulesStatus
 from nfq_guard.telemetry.events import (
+    PacketsShed,
     RulesChanged,
     RulesCheckFailed,
     RulesContested,
@@ -405,6 +406,7 @@ class RuleMonitor:
         if counted.shed < before.shed or counted.unjudged < before.unjudged:
             before = RuleCounters()
         self._counted = counted
-        self.packets += RuleCounters(
-            shed=counted.shed - before.shed, unjudged=counted.unjudged - before.unjudged
-        )
+        shed = counted.shed - before.shed
+        if shed:
+            self._events.emit(PacketsShed(packets=shed))
+        self.packets += RuleCounters(shed=shed, unjudged=counted.unjudged - before.unjudged)

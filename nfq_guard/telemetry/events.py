@@ -709,6 +709,14 @@ class KernelPassedPackets(Event, frozen=True, kw_only=True, tag="kernel_passed_p
 
 
 @final
+class PacketsShed(Event, frozen=True, kw_only=True, tag="packets_shed"):
+    """Packets above `max_rate_pps` were left to the fail mode; logged at checks of the rules."""
+
+    level: ClassVar[Level] = "warning"
+    packets: Annotated[int, _number("How many since the last such event.", "packets")]
+
+
+@final
 class LookupsFailed(_Queued, frozen=True, kw_only=True, tag="lookups_failed"):
     """The kernel refused flow lookups; their packets were judged without evidence."""
 
@@ -891,6 +899,7 @@ EVENTS: Final[tuple[type[Event], ...]] = (
     EventFailed,
     KernelDroppedPackets,
     KernelPassedPackets,
+    PacketsShed,
     LookupsFailed,
     EventsSuppressed,
     AllowedUnrecorded,

@@ -23,6 +23,7 @@ from nfq_guard.telemetry.events import (
     LogLinesDropped,
     Offloaded,
     PacketJudged,
+    PacketsShed,
     name_of,
     own_fields,
     timestamp,
@@ -38,6 +39,7 @@ _GAPS_S: Final = 60.0
 _SINCE_LAST: Final[dict[type[Event], tuple[str, ...]]] = {
     KernelDroppedPackets: ("since_last",),
     KernelPassedPackets: ("since_last",),
+    PacketsShed: ("packets",),
     Offloaded: ("offloaded_flows", "offload_drops", "offload_refused", "offload_full"),
 }
 _FOLLOW_S: Final = 1.0

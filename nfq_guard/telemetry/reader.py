@@ -34,6 +34,7 @@ from nfq_guard.telemetry.events import (
     LogLinesDropped,
     Offloaded,
     PacketJudged,
+    PacketsShed,
     name_of,
 )
 from nfq_guard.telemetry.journal import fields_of
@@ -55,6 +56,7 @@ _PACKET_JUDGED: Final = name_of(PacketJudged)
 _SUPPRESSED: Final = name_of(EventsSuppressed)
 _KERNEL_DROPPED: Final = name_of(KernelDroppedPackets)
 _KERNEL_PASSED: Final = name_of(KernelPassedPackets)
+_SHED: Final = name_of(PacketsShed)
 _OFFLOADED: Final = name_of(Offloaded)
 _ALLOWED: Final = name_of(AllowedUnrecorded)
 _GAPS: Final = frozenset(
@@ -62,6 +64,7 @@ _GAPS: Final = frozenset(
         _SUPPRESSED,
         _KERNEL_DROPPED,
         _KERNEL_PASSED,
+        _SHED,
         _OFFLOADED,
         _ALLOWED,
         name_of(LogLinesDropped),
@@ -119,6 +122,7 @@ class Unrecorded(msgspec.Struct, kw_only=True):
             the file.
         kernel_dropped: Packets that the kernel dropped before they could be judged.
         kernel_passed: Packets that passed unjudged, because more arrived than could be judged.
+        shed: Packets above `max_rate_pps`, which were left to the fail mode.
         offloaded: Packets that the kernel dropped by order of the policy then in force.
         allowed: Packets that the policy then in force allowed, without `log_allowed`.
         lost_lines: Lines that the log lost; each may represent any number of packets.
@@ -127,6 +131,7 @@ class Unrecorded(msgspec.Struct, kw_only=True):
     suppressed: int = 0
     kernel_dropped: int = 0
     kernel_passed: int = 0
+    shed: int = 0
     offloaded: int = 0
     allowed: int = 0
     lost_lines: int = 0
@@ -144,6 +149,8 @@ class Unrecorded(msgspec.Struct, kw_only=True):
             found.append(f"{self.kernel_dropped:,} packets were never judged: the queue was full")
         if self.kernel_passed:
             found.append(f"{self.kernel_passed:,} packets passed unjudged: the queue was full")
+        if self.shed:
+            found.append(f"{self.shed:,} packets were never judged: above max_rate_pps")
         if self.lost_lines:
             found.append(f"{self.lost_lines:,} lines are lost: their packets are unknown")
         return found
@@ -247,6 +254,8 @@ class EventReader:
             unrecorded.kernel_dropped += gap.since_last
         elif name == _KERNEL_PASSED:
             unrecorded.kernel_passed += gap.since_last
+        elif name == _SHED:
+            unrecorded.shed += gap.packets
         elif name == _ALLOWED:
             unrecorded.allowed += gap.packets
         elif name == _OFFLOADED:

@@ -119,6 +119,7 @@ class UnrecordedRecord(TypedDict):
             the file.
         kernel_dropped: Packets that the kernel dropped before they could be judged.
         kernel_passed: Packets that passed unjudged, because more arrived than could be judged.
+        shed: Packets above `max_rate_pps`, which were left to the fail mode.
         offloaded: Packets that the kernel dropped by order of the policy then in force.
         allowed: Packets that the policy then in force allowed, without `log_allowed`.
         lost_lines: Lines that the log lost; each may represent any number of packets.
@@ -127,6 +128,7 @@ class UnrecordedRecord(TypedDict):
     suppressed: int
     kernel_dropped: int
     kernel_passed: int
+    shed: int
     offloaded: int
     allowed: int
     lost_lines: int
@@ -198,6 +200,7 @@ def result(
             "suppressed": unrecorded.suppressed,
             "kernel_dropped": unrecorded.kernel_dropped,
             "kernel_passed": unrecorded.kernel_passed,
+            "shed": unrecorded.shed,
             "offloaded": unrecorded.offloaded,
             "allowed": unrecorded.allowed,
             "lost_lines": unrecorded.lost_lines,

@@ -124,4 +124,6 @@ def test_overloaded(faulty: Faulty, mode: FailMode) -> None:
     # INVALID packets of the host itself count too: neighbour discovery, and the RST in answer to a
     # packet of the translated flow that passed untranslated.
     assert stopped["shed_packets"] >= flood - judged
+    shed = guard.events("packets_shed")
+    assert sum(one["packets"] for one in shed) == stopped["shed_packets"]
     assert (stopped["unjudged_drops"] >= flood - judged) is (mode is FailMode.KERNEL_DROP)

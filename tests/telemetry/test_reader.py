@@ -271,12 +271,13 @@ def test_what_a_recording_says_is_missing() -> None:
         {"event": "kernel_dropped_packets", "since_last": 6},
         {"event": "offloaded", "offload_drops": 7},
         {"event": "log_lines_dropped", "lines": 8},
+        {"event": "packets_shed", "packets": 9},
         {"event": "events_suppressed", "packets": -1},
     ]
     reader = EventReader()
     assert list(reader.read(io.BytesIO(b"\n".join(map(orjson.dumps, lines))))) == []
     missing = reader.unrecorded
     assert (missing.suppressed, missing.kernel_dropped) == (5, 6)
-    assert (missing.offloaded, missing.lost_lines) == (7, 8)
-    assert len(missing.texts()) == 4
+    assert (missing.offloaded, missing.lost_lines, missing.shed) == (7, 8, 9)
+    assert len(missing.texts()) == 5
     assert reader.skipped == 1
