@@ -21,8 +21,8 @@ share=$root$prefix/share
 # copy SOURCE DESTINATION: a file that names the place of this installation.
 copy() { sed "s|/usr/local|$prefix|g" "$1" >"$2"; chmod 644 "$2"; }
 
-mkdir -p "$share/doc/nfq-guard" "$units/nfq-guard@.service.d" "$sysusers" "$catalogue" "$zsh" \
-    "$root/etc/logrotate.d"
+mkdir -p "$share/doc/nfq-guard" "$share/nfq-guard" "$units/nfq-guard@.service.d" "$sysusers" \
+    "$catalogue" "$zsh" "$root/etc/logrotate.d"
 # With what README links to, so that its links work there too.
 (cd "$tree" && tar -c --exclude=deploy/debian README.md LICENSE CHANGELOG.md CONTRIBUTING.md \
     SECURITY.md docs deploy rules/policy/README.md systemd/README.md benchmarks/README.md \
@@ -30,6 +30,7 @@ mkdir -p "$share/doc/nfq-guard" "$units/nfq-guard@.service.d" "$sysusers" "$cata
 cp "$here/metrics.conf" "$here/pods.conf" "$share/doc/nfq-guard/"
 (cd "$tree/share" && tar -c man bash-completion fish) | tar -x --no-same-owner -C "$share"
 cp "$tree/share/zsh/site-functions/_nfq-guard" "$zsh/"
+copy "$here/steps.sh" "$share/nfq-guard/steps.sh"
 copy "$here/nfq-guard.service" "$units/nfq-guard.service"
 copy "$here/nfq-guard.service" "$units/nfq-guard@.service"
 copy "$here/nfq-guard-metrics.socket" "$units/nfq-guard-metrics.socket"

@@ -58,7 +58,8 @@ if [ "$1" = uninstall ]; then
     for as_installed in "$prefix/share/doc/nfq-guard" "$here"; do
         ! cmp -s "$rotation" "$as_installed/nfq-guard.logrotate" || rm "$rotation"
     done
-    rm -rf "$home" "$prefix/sbin/nfq-guard" "$prefix/share/doc/nfq-guard" "$units/nfq-guard.service" \
+    rm -rf "$home" "$prefix/sbin/nfq-guard" "$prefix/share/doc/nfq-guard" "$prefix/share/nfq-guard" \
+        "$units/nfq-guard.service" \
         "$units/nfq-guard@.service" "$units/nfq-guard@.service.d/namespace.conf" \
         "$units/nfq-guard-metrics.socket" "$units"/*/nfq-guard-metrics.socket "$units"/*/nfq-guard.service \
         "$units"/*/nfq-guard@*.service \
