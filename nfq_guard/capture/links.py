@@ -25,6 +25,8 @@ NO_PACKET: Final = -1
 _ETHERTYPE_IPV4: Final = b"\x08\x00"
 _ETHERTYPE_IPV6: Final = b"\x86\xdd"
 _ETHERTYPE_PPPOE: Final = b"\x88\x64"
+# The least octets of Ethernet with PPPoE before the packet.
+_ETHERNET_PPPOE: Final = 21
 # Version and type 1 with code 0.
 _PPPOE_SESSION: Final = b"\x11\x00"
 _MPLS: Final = frozenset({b"\x88\x47", b"\x88\x48"})
@@ -153,7 +155,7 @@ def steady(linktype: int, header: bytes) -> bytes:
     """
     if linktype == NFLOG:
         return _nflog_place(header)
-    if linktype in {ETHERNET, PPP_ETHER}:
+    if linktype == PPP_ETHER or (linktype == ETHERNET and len(header) >= _ETHERNET_PPPOE):
         # The PPP protocol number behind the header of PPPoE has two octets, or one if compressed.
         for size in (8, 7):
             start = len(header) - size
