@@ -512,3 +512,56 @@ def test_an_expired_flow_does_not_hold_its_reply(table: FlowTable) -> None:
         table.track(decode(talk.frames[0].octets), start)
         assert table.answer(key_of(A, B, port, 80, PROTO_TCP), reply)
         assert table.track(answer_of_c(), start) == CT_ESTABLISHED
+
+
+SERVICE = Ends(addresses=(A, B))
+DIRECT = Ends(addresses=(A, C), ports=(40000, 8080))
+OF_SERVICE = key_of(A, B, 40000, 80, PROTO_TCP)
+OF_BOTH = key_of(C, A, 8080, 40000, PROTO_TCP)
+"""The reply to a flow to the service, and to one to the server behind it."""
+
+
+def talked_to_service(table: FlowTable) -> None:
+    """Open a flow to the service, whose answers come from the server."""
+    table.track(SERVICE.packet(parse("> S 100:100(0)")), 0.0)
+    assert table.answer(OF_SERVICE, OF_BOTH)
+    for ends, step in ((DIRECT, "< S. 500:500(0) ack 101"), (SERVICE, "> . 101:101(0) ack 501")):
+        assert table.track(ends.packet(parse(step)), 0.1) == CT_ESTABLISHED
+
+
+def test_a_flow_behind_one_that_ends_takes_its_reply(table: FlowTable) -> None:
+    """And gives it back if it shows to have another."""
+    talked_to_service(table)
+    assert table.track(SERVICE.packet(parse("> R 101:101(0)")), 0.2) == CT_ESTABLISHED
+    assert table.track(DIRECT.packet(parse("> S 900:900(0)")), 0.3) == CT_NEW
+    assert table.track(DIRECT.packet(parse("< S. 700:700(0) ack 901")), 0.4) == CT_ESTABLISHED
+    assert table.original_of(OF_BOTH) == reverse(OF_BOTH)
+    assert table.translate(reverse(OF_BOTH), key_of(A, C, 41000, 8080, PROTO_TCP))
+    assert table.original_of(OF_BOTH) == OF_SERVICE
+
+
+def test_a_flow_behind_one_that_goes_on_waits_for_its_reply(table: FlowTable) -> None:
+    talked_to_service(table)
+    assert table.track(DIRECT.packet(parse("> S 900:900(0)")), 0.3) == CT_NEW
+    assert table.original_of(OF_BOTH) == OF_SERVICE
+    assert not table.answer(OF_SERVICE, OF_BOTH), "it has its answer"
+
+
+def test_an_opener_has_its_ports_again_with_another_translation(table: FlowTable) -> None:
+    talked_to_service(table)
+    other = Ends(addresses=(A, D))
+    assert table.track(other.packet(parse("> S 900:900(0)")), 0.2) == CT_NEW
+    opening = key_of(A, D, 40000, 80, PROTO_TCP)
+    assert not table.answer(opening, OF_BOTH), "the first one goes on"
+    table.track(SERVICE.packet(parse("> R 101:101(0)")), 0.3)
+    assert table.answer(opening, OF_BOTH)
+    assert (table.original_of(OF_BOTH), table.original_of(OF_SERVICE)) == (opening, None)
+
+
+def test_the_answer_to_one_of_two_syns_with_another_number(table: FlowTable) -> None:
+    assert table.track(DIRECT.packet(parse("> S 900:900(0)")), 0.0) == CT_NEW
+    assert table.original_of(OF_BOTH) == reverse(OF_BOTH)
+    assert table.track(SERVICE.packet(parse("> S 100:100(0)")), 0.1) == CT_NEW
+    assert table.answer(OF_SERVICE, OF_BOTH)
+    assert table.original_of(OF_BOTH) == OF_SERVICE
+    assert table.original_of(reverse(OF_BOTH)) == reverse(OF_BOTH)
