@@ -59,7 +59,9 @@ NOTICES: Final = (
         "queue full",
         "line",
         True,  # noqa: FBT003
-        re.compile(r"nf_queue: full at \d{1,10} entries, dropping packets?\(?s?\)?"),
+        re.compile(
+            r"(?:nfnetlink_queue: )?nf_queue: full at \d{1,10} entries, dropping packets?\(?s?\)?"
+        ),
         "A program that judges packets in NFQUEUE was slower than they came, and the kernel "
         "dropped some. The line does not say which queue it was, which packets or how many: the "
         "kernel limits the rate of these lines.",

@@ -119,7 +119,10 @@ NOTICED = {
         "ip_conntrack: table full, dropping packet.",
     ),
     "expectation table full": ("nf_conntrack: expectation table full",),
-    "queue full": ("nf_queue: full at 1024 entries, dropping packets(s)",),
+    "queue full": (
+        "nf_queue: full at 1024 entries, dropping packets(s)",
+        "nfnetlink_queue: nf_queue: full at 10 entries, dropping packets(s)",
+    ),
     "lines left out by the kernel": (
         "net_ratelimit: 1 callbacks suppressed",
         "__nf_conntrack_alloc: 1 callbacks suppressed",
