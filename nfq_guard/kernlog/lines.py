@@ -7,7 +7,7 @@ without a complete packet is counted, and a line longer than any of the kernel's
 
 import re
 from collections.abc import Iterator
-from typing import BinaryIO, Final, NamedTuple, final
+from typing import Any, BinaryIO, Final, NamedTuple, final
 
 import msgspec
 
@@ -88,6 +88,9 @@ class LoggedPacket(NamedTuple):
 class _Entry(msgspec.Struct):
     """What is read of a line that is a JSON object.
 
+    Any of the fields may be something else than a text in the objects of other programs, as `log`
+    is in those of Filebeat.
+
     Attributes:
         journal: The text, of `journalctl -o json`; a list if it is not UTF-8.
         message: The same, of shippers such as Filebeat.
@@ -95,10 +98,24 @@ class _Entry(msgspec.Struct):
         log: Of container runtimes.
     """
 
-    journal: str | list[int] = msgspec.field(default="", name="MESSAGE")
-    message: str = ""
-    msg: str = ""
-    log: str = ""
+    journal: Any = msgspec.field(default="", name="MESSAGE")
+    message: Any = ""
+    msg: Any = ""
+    log: Any = ""
+
+    def text(self) -> bytes:
+        """The first of the fields that is a text and not empty; empty if none is.
+
+        Raises:
+            ValueError: The journal's is a list of something else than octets.
+            TypeError: The same.
+        """
+        if isinstance(self.journal, list):
+            return bytes(self.journal)
+        for found in (self.journal, self.message, self.msg, self.log):
+            if isinstance(found, str) and found:
+                return found.encode()
+        return b""
 
 
 @final
@@ -155,10 +172,8 @@ class LogReader:
                 line = line.removeprefix(before)
         if line.startswith(b"{"):
             try:
-                entry = self._decoder.decode(line)
-                message = entry.journal or entry.message or entry.msg or entry.log
-                line = message.encode() if isinstance(message, str) else bytes(message)
-            except (msgspec.MsgspecError, ValueError, RecursionError):
+                line = self._decoder.decode(line).text()
+            except (msgspec.MsgspecError, ValueError, TypeError, RecursionError):
                 return ""  # not an entry of the journal
         return line.decode("utf-8", "replace").rstrip("\r\n")
 

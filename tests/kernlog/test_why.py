@@ -111,6 +111,24 @@ def test_lines_of_other_shippers(name: str) -> None:
     assert packet.text == "[UFW BLOCK] "
 
 
+def test_objects_whose_other_fields_are_no_texts() -> None:
+    """Filebeat's own `log` is an object: the place of the line in its file."""
+    line = "Nov 28 07:00:00 router kernel: " + tcp("[UFW BLOCK] ")
+    place = {"offset": 123, "file": {"path": "/var/log/kern.log"}}
+    entries = [
+        {"log": place, "message": line},
+        {"MESSAGE": line, "message": None, "msg": 7},
+        {"log": place, "message": ["a", "b"]},
+        {"MESSAGE": ["a"], "message": line},
+    ]
+    reader, packets = read("".join(json.dumps(entry) + "\n" for entry in entries))
+    assert [(packet.line, packet.text) for packet in packets] == [
+        (1, "[UFW BLOCK] "),
+        (2, "[UFW BLOCK] "),
+    ]
+    assert reader.skipped == 0
+
+
 NOTICED = {
     "conntrack table full": (
         "nf_conntrack: table full, dropping packet",
