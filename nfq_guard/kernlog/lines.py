@@ -21,8 +21,8 @@ LINE_MAX_BYTES: Final = 1 << 14
 # Prefixes of syslog, dmesg and the journal before the kernel's text.
 _HEADER: Final = re.compile(
     r"(?:<\d{1,3}>(?:1 )?)?"
-    # syslog in either format, and every short form of journalctl
-    r"(?:[^=]{0,200}?\bkernel(?:\[\d{1,10}\])?(?:: ?| - - - )"
+    # syslog in either format, also with structured data, and every short form of journalctl
+    r"(?:[^=]{0,200}?\bkernel(?:\[\d{1,10}\])?(?:: ?| - - (?:-|(?:\[[^]]{1,200}\])+) )"
     # dmesg --decode, dmesg --time-format iso
     r"|kern *:\w{1,8} *: ?|\d{4}-\d\d-\d\dT[\d:]{8},\d{1,9}[+-][\d:]{4,5} "
     # ulogd, and syslog without the name of the program

@@ -54,6 +54,8 @@ def records(*lines: str, **bounds: int) -> list[LoggedRecord]:
         "<4>[   12.345678] ",
         "<4>Nov 28 07:00:00 router kernel: ",
         "<4>1 2026-11-28T07:00:00.123456+00:00 router kernel - - - [   12.345678] ",
+        '<4>1 2026-11-28T07:00:00+00:00 router kernel - - [meta sequenceId="7"] [   12.345678] ',
+        '1 2026-11-28T07:00:00Z router kernel - - [timeQuality tzKnown="1"][meta sequenceId="7"] ',
         "Sat Nov 28 07:00:00 2026 kern.warn kernel: [   12.345678] ",
         "Sat 2026-11-28 07:00:00 UTC router kernel[0]: ",
         "[   12.345678] router kernel: ",
