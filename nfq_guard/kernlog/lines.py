@@ -49,7 +49,10 @@ _FLAGS: Final = {
     "ECE": ECE,
     "CWR": CWR,
 }
-_OPTIONS: Final = re.compile(r" OPT \(([0-9A-F]{2,80})\)")
+# The options of IP have the same form, but precede the protocol.
+_OPTIONS: Final = re.compile(r" URGP=\d{1,5} OPT \(([0-9A-F]{2,80})\)")
+# Numbers that further words follow in every whole line.
+_NEVER_LAST: Final = ("SPT", "DPT", "SEQ", "ACK")
 
 
 @final
@@ -180,8 +183,10 @@ class LogReader:
 
 def _packet(line: int, text: str, found: re.Match[str]) -> LoggedPacket | None:
     # The packet that an ICMP error quotes follows in brackets.
-    body = text[found.end() :].partition("[")[0]
+    body, quoted, _ = text[found.end() :].partition("[")
     words = body.split()
+    if not quoted and words and words[-1].partition("=")[0] in _NEVER_LAST and body[-1] != " ":
+        words.pop()  # the line was cut off, perhaps within the number
     fields: dict[str, str] = {}
     for word in words:
         name, _, value = word.partition("=")

@@ -229,6 +229,29 @@ def test_other_packets() -> None:
     assert (cut.flags, cut.seq, cut.ack) == (None, 1, None)
 
 
+def test_options_of_ip_are_not_those_of_tcp() -> None:
+    """As the kernel writes them with --log-ip-options and --log-tcp-options."""
+    line = tcp("x ", options="OPT (01050A0000000A0000001400) ")
+    (packet,) = read(line.replace("DF PROTO", "DF OPT (0707040000000000) PROTO"))[1]
+    assert packet.options == bytes.fromhex("01050A0000000A0000001400")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        tcp("x ", options="OPT (0101050A0000157C00001770) "),
+        "b IN=eth0 OUT= SRC=10.0.0.9 DST=10.0.0.1 LEN=68 PROTO=UDP SPT=41770 DPT=5353 LEN=48 \n",
+    ],
+)
+def test_no_number_of_a_line_that_was_cut_off_is_wrong(line: str) -> None:
+    (whole,) = read(line)[1]
+    for length in range(line.index("PROTO=") + len("PROTO=UDP"), len(line)):
+        (packet,) = read(line[:length])[1]
+        for name in ("proto", "src", "dst", "sport", "dport", "seq", "ack", "flags"):
+            assert getattr(packet, name) in (None, getattr(whole, name)), (name, line[:length])
+        assert packet.options in (b"", whole.options)
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -236,7 +259,7 @@ def test_other_packets() -> None:
         "x IN=eth0 OUT= SRC=10.0.0.1 DST=10.0.0 PROTO=TCP\n",
         "x IN=eth0 OUT= SRC=10.0.0.1 DST=10.0.0.2 PROTO=T\x1b[31m\n",
         "x IN=eth0 OUT= SRC=10.0.0.1 DST=10.0.0.2 PROTO=TCP SPT=65536 DPT=1\n",
-        "x IN=eth0 OUT= SRC=10.0.0.1 DST=10.0.0.2 PROTO=TCP SPT=1 DPT=1 SEQ=99999999999\n",
+        "x IN=eth0 OUT= SRC=10.0.0.1 DST=10.0.0.2 PROTO=TCP SPT=1 DPT=1 SEQ=99999999999 ACK=1\n",
         "x IN=eth0 OUT= SRC=10.0.0.1 DST=10.0.0.2 PROTO=TCP SPT=\u0663 DPT=1\n",
         tcp("x" * LINE_MAX_BYTES),
         tcp("x" * (3 * LINE_MAX_BYTES)).rstrip("\n"),
@@ -334,7 +357,7 @@ def test_a_rule_gives_no_reason_but_flags_may() -> None:
         tcp("[UFW BLOCK] ", "ACK RST "),
         tcp("[UFW BLOCK] ", "ACK RST "),
         tcp("[UFW BLOCK] ", "SYN FIN "),
-        "INVALID IN=a OUT= SRC=10.0.0.1 DST=10.0.0.2 PROTO=UDP SPT=1 DPT=2\n",
+        "INVALID IN=a OUT= SRC=10.0.0.1 DST=10.0.0.2 PROTO=UDP SPT=1 DPT=2 LEN=8\n",
     )
     assert (plain["source"], plain["reason"], plain["tcp_flags"]) == ("rule", None, "RA")
     assert (plain["packets"], plain["first_line"], plain["last_line"]) == (2, 1, 2)
