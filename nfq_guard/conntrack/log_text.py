@@ -13,7 +13,7 @@ from nfq_guard.finding import Ignored, Reason
 from nfq_guard.flow import TcpState
 from nfq_guard.seqno import Seq, add
 
-_PREFIX: Final = re.compile(r"nf_ct_[a-z0-9_]+: ?(?:nf_ct_sctp: )?")
+_PREFIX: Final = re.compile(r"nf_ct_[a-z0-9_]+: ?(?:nf_ct_(?:sctp|dccp): )?")
 
 # Each of these, in its place in the text, identifies a reason. Kernels before 6.1 print the long
 # form of a bound, without a number.
@@ -27,7 +27,9 @@ _REASONS: Final = (
     (re.compile(r"invalid state"), Reason.BAD_TRANSITION),
     (re.compile(r"packet \(index \d+\) in dir \d+ invalid"), Reason.BAD_TRANSITION),
     (re.compile(r"invalid tcp flag combination"), Reason.BAD_FLAGS),
-    (re.compile(r"invalid checksum coverage"), Reason.MALFORMED),
+    (re.compile(r"(?:invalid|bad) checksum coverage"), Reason.MALFORMED),
+    (re.compile(r"reserved packet type"), Reason.MALFORMED),
+    (re.compile(r"not picking up existing connection"), Reason.NO_ENTRY),
     (re.compile(r"bad (?:hw icmp )?checksum|ICMPv6 checksum failed|bad CRC"), Reason.BAD_CHECKSUM),
     (re.compile(r"verification tag check failed"), Reason.BAD_TAG),
     (re.compile(r"Invalid, old_state"), Reason.BAD_TRANSITION),
@@ -38,7 +40,10 @@ _REASONS: Final = (
 )
 # Texts about a packet that passes with its flow.
 _IGNORED: Final = (
-    (re.compile(r"packet \(index \d+\) in dir \d+ ignored|invalid packet ignored"), Ignored.STATE),
+    (
+        re.compile(r"packet \(index \d+\) in dir \d+ ignored|invalid packet (?:ignored|$)"),
+        Ignored.STATE,
+    ),
     (re.compile(r"ignored ACK under lower bound"), Ignored.ACK_UNDER),
     (re.compile(r"SEQ is under lower bound"), Ignored.SEQ_UNDER),
     (re.compile(r"challenge-ack ignored"), Ignored.CHALLENGE_ACK),

@@ -77,6 +77,14 @@ _ESTABLISHED = int(TcpState.ESTABLISHED)
             "132: do_basic_checks failed. chunk num 1, type 0, len 0 flag 1 ",
             Logged(Reason.MALFORMED),
         ),
+        # kernels that follow DCCP
+        ("33: nf_ct_dccp: truncated/malformed packet ", Logged(Reason.MALFORMED)),
+        ("33: nf_ct_dccp: bad checksum coverage ", Logged(Reason.MALFORMED)),
+        ("33: nf_ct_dccp: bad checksum ", Logged(Reason.BAD_CHECKSUM)),
+        ("33: nf_ct_dccp: reserved packet type ", Logged(Reason.MALFORMED)),
+        ("33: nf_ct_dccp: invalid state transition ", Logged(Reason.BAD_TRANSITION)),
+        ("33: invalid state transition ", Logged(Reason.BAD_TRANSITION)),
+        ("33: not picking up existing connection ", Logged(Reason.NO_ENTRY)),
         ("136: checksum missing ", Logged(Reason.MALFORMED)),
         ("58: invalid saddr or hoplimit for redirect ", Logged(Reason.MALFORMED)),
         ("1: outer daddr 10.8.0.3 != inner 10.8.0.2 ", Logged(Reason.ICMP_MISMATCH)),
@@ -116,6 +124,8 @@ def test_overshoot_passes_from_6_1_on() -> None:
     [
         ("nf_ct_proto_6: packet (index 0) in dir 0 ignored, state ESTABLISHED ", Ignored.STATE),
         ("nf_ct_proto_6: invalid packet ignored in state CLOSE ", Ignored.STATE),
+        ("nf_ct_proto_33: nf_ct_dccp: invalid packet ignored ", Ignored.STATE),
+        ("nf_ct_proto_33: invalid packet ", Ignored.STATE),
         ("nf_ct_proto_6: SEQ is under lower bound 17 ", Ignored.SEQ_UNDER),
         ("nf_ct_proto_6: ignored ACK under lower bound 17 ", Ignored.ACK_UNDER),
         ("nf_ct_proto_6: challenge-ack ignored ", Ignored.CHALLENGE_ACK),
