@@ -26,6 +26,8 @@ from nfq_guard.telemetry.palette import Style
 _JOURNAL: Final = ("journalctl", "--dmesg", "--output=cat", "--no-pager", "--quiet")
 _FLOWS_SHOWN: Final = 10
 _WIDTH: Final = 100
+# Verdicts whose records are apart by their text.
+_APART: Final = ("not said", "dropped")
 # The kernel's own limit of a prefix.
 _TEXT_SHOWN: Final = 128
 
@@ -118,7 +120,7 @@ def _case(record: LoggedRecord) -> tuple[object, ...]:
         record["reason"],
         record["ignored"],
         record["tcp_flags"],
-        record["text"] if record["source"] == "rule" or record["verdict"] == "not said" else "",
+        record["text"] if record["source"] == "rule" or record["verdict"] in _APART else "",
     )
 
 
@@ -127,6 +129,8 @@ def _show(records: list[LoggedRecord]) -> None:
     packets = sum(record["packets"] for record in records)
     ignored = first["ignored"]
     name = first["reason"] or (f"ignored {ignored}" if ignored else "no reason in the line")
+    if first["verdict"] == "dropped":
+        name = "refused by a helper"
     if first["proto"] is None and not first["text"]:
         name = "other lines"
     elif first["source"] == "rule":

@@ -50,6 +50,8 @@ _IGNORED: Final = (
 )
 # Additional texts about a packet that does not pass.
 _BESIDE: Final = re.compile(r"timeout to ")
+# Of a helper, such as that of SIP, about a packet that it drops.
+_DROPPED: Final = re.compile(r"nf_ct_\S{1,16}: dropping packet: ")
 _LIMIT: Final = re.compile(r"over upper bound (\d{1,10}) ")
 _EXCESS: Final = re.compile(r"(\d{1,10}) bytes more than expected")
 _TRANSITION: Final = re.compile(
@@ -90,7 +92,7 @@ def parse_log(text: str, *, old_segments_pass: bool) -> Logged | None:
             expected" passes. Every other text has the same meaning on all kernels.
     """
     prefix = _PREFIX.match(text)
-    if prefix is None:
+    if prefix is None or is_dropped(text):
         return None
     said = text[prefix.end() :]
     if _BESIDE.search(said) or _ignored(said) is not None:
@@ -120,7 +122,12 @@ def parse_ignored(text: str) -> Ignored | None:
 
 def is_conntrack_log(text: str) -> bool:
     """Whether a text begins like those of conntrack."""
-    return _PREFIX.match(text) is not None
+    return _PREFIX.match(text) is not None or is_dropped(text)
+
+
+def is_dropped(text: str) -> bool:
+    """Whether a text is that of a helper about a packet that it drops, which is not INVALID."""
+    return _DROPPED.match(text) is not None
 
 
 def _ignored(said: str) -> Ignored | None:

@@ -4,7 +4,7 @@
 from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple, TypedDict, final
 
-from nfq_guard.conntrack.log_text import is_conntrack_log, parse_ignored, parse_log
+from nfq_guard.conntrack.log_text import is_conntrack_log, is_dropped, parse_ignored, parse_log
 from nfq_guard.conntrack.states import (
     CLASS_ACK,
     CLASS_FIN,
@@ -63,6 +63,14 @@ _BAD_FLAGS: Final = "Conntrack calls every packet that it tracks with these flag
 _UNKNOWN_TEXT: Final = (
     "Conntrack logged it; the text is not one of a known kernel, or was cut off before it gave the "
     "reason."
+)
+_DROPPED_TEXT: Final = (
+    "A helper, such as that of FTP or SIP, dropped the packet for the reason in its text, after "
+    "the rules had let it pass. It was not INVALID, and no rule or policy can save such packets."
+)
+_NO_HELPER: Final = (
+    "If nothing needs the helper, remove the rule that assigns it (-j CT --helper, or ct helper "
+    "set in nftables); where net.netfilter.nf_conntrack_helper is 1, set it to 0."
 )
 _OVERSHOOT: Final = (
     "It goes beyond the room that the receiver offered, by less than one window. Kernels before "
@@ -136,7 +144,7 @@ class Case(NamedTuple):
 
     Attributes:
         source: As in `LoggedRecord`.
-        prefix: Prefix of the rule, or an unknown text of conntrack.
+        prefix: Prefix of the rule, the text of a helper, or an unknown text of conntrack.
         verdict: As in `LoggedRecord`.
         reason: As in `LoggedRecord`.
         ignored: As in `LoggedRecord`.
@@ -162,6 +170,8 @@ def case_of(packet: LoggedPacket) -> Case | None:
         flags = packet.flags
         bad = flags is not None and not FLAGS_PASS[flags]
         return Case("rule", text, "not said", Reason.BAD_FLAGS if bad else None, None, flags)
+    if is_dropped(text):
+        return Case("conntrack", text, "dropped", None, None, None)
     ignored = parse_ignored(text)
     logged = parse_log(text, old_segments_pass=False)
     if ignored is not None and logged is not None:
@@ -292,6 +302,8 @@ def _meaning(case: Case) -> str:
         if case.prefix.startswith("TRACE: "):
             return kind + _TRACED
         return kind + (_INVALID_RULE if "invalid" in case.prefix.lower() else _RULE_LOGGED)
+    if case.verdict == "dropped":
+        return _DROPPED_TEXT
     if case.reason is not None:
         return _OVERSHOOT if case.ignored is not None else REASONS[case.reason].sentences
     return _UNKNOWN_TEXT if case.ignored is None else IGNORED[case.ignored]
@@ -301,6 +313,8 @@ def _next(case: Case, src: str) -> str:
     capture = _CAPTURE.format(src=src)
     if case.source == "rule":
         return f"{_ASK_CONNTRACK} {capture}"
+    if case.verdict == "dropped":
+        return _NO_HELPER
     if case.verdict == "passes":
         return "Nothing: the packet was forwarded with its flow."
     return capture if case.reason is None else f"{CONSEQUENCES[case.reason].advice} {capture}"

@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfq_guard.conntrack.log_text import Logged, is_conntrack_log, parse_ignored, parse_log
+from nfq_guard.conntrack.log_text import (
+    Logged,
+    is_conntrack_log,
+    is_dropped,
+    parse_ignored,
+    parse_log,
+)
 from nfq_guard.conntrack.states import CLASS_ACK, CLASS_FIN, CLASS_SYN
 from nfq_guard.finding import Ignored, Reason
 from nfq_guard.flow import TcpState
@@ -113,6 +119,13 @@ def test_texts_of_packets_that_pass_and_texts_beside_a_reason(text: str) -> None
         assert parse_log(f"nf_ct_proto_{text}", old_segments_pass=old_segments_pass) is None
 
 
+def test_a_helper_that_drops_a_packet_does_not_call_it_invalid() -> None:
+    text = "nf_ct_sip: dropping packet: cannot parse cseq "
+    assert is_dropped(text)
+    assert parse_log(text, old_segments_pass=True) is None
+    assert not is_dropped("nf_ct_proto_6: invalid new ")
+
+
 def test_overshoot_passes_from_6_1_on() -> None:
     text = "nf_ct_proto_6: 12 bytes more than expected "
     assert parse_log(text, old_segments_pass=True) is None
@@ -133,6 +146,7 @@ def test_overshoot_passes_from_6_1_on() -> None:
         ("nf_ct_proto_6: invalid new ", None),
         ("nf_ct_proto_6: packet (index 2) in dir 1 invalid, lower timeout to 75000 ", None),
         ("dropped: challenge-ack ignored ", None),
+        ("nf_ct_sip: dropping packet: cannot parse cseq ", None),
     ],
 )
 def test_why_a_packet_passes_with_its_flow(text: str, ignored: Ignored | None) -> None:

@@ -318,6 +318,16 @@ def test_what_conntrack_says(
     assert record["next"].startswith(advice or ("Nothing: " if ignored else "A capture "))
 
 
+@pytest.mark.parametrize("helper", ["sip", "Q.931", "netbios-ns"])
+def test_packets_that_a_helper_drops(helper: str) -> None:
+    """Such a packet is not INVALID: its flow is known, and the rules have let it pass."""
+    text = f"nf_ct_{helper}: dropping packet: cannot parse cseq "
+    (record,) = records(f"{text}IN= OUT= {_IP}{_REST}LEN=32 \n")
+    assert (record["source"], record["verdict"], record["reason"]) == ("conntrack", "dropped", None)
+    assert "A helper" in record["meaning"]
+    assert "remove the rule that assigns it" in record["next"]
+
+
 def test_a_line_beside_the_reason_is_not_a_second_packet() -> None:
     beside = "nf_ct_proto_6: packet (index 2) in dir 1 invalid, lower timeout to 75000 "
     (record,) = records(tcp("nf_ct_proto_6: SEQ is over upper bound 1001 "), tcp(beside))
@@ -403,6 +413,19 @@ def test_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "ignored seq-under, passes: 1 packet\n" in out
     assert err.endswith("no whole packet: 1\n")
     assert max(map(len, out.splitlines())) <= 100
+
+
+def test_text_of_packets_that_a_helper_drops(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "kern.log"
+    log.write_text(
+        tcp("nf_ct_sip: dropping packet: cannot parse cseq ") * 2
+        + tcp("nf_ct_sip: dropping packet: cannot add expectation ")
+    )
+    text = run(capsys, str(log))
+    assert "refused by a helper, dropped: 2 packets\n" in text
+    assert "refused by a helper, dropped: 1 packet\n" in text
 
 
 def test_text_of_more_rules_than_are_kept(
