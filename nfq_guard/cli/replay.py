@@ -156,8 +156,8 @@ def run(args: argparse.Namespace) -> int:
                 f"{interface.seen() or 'none'}"
             )
         replaying.refuse_unknown_links(replayer, [capture.name for capture in captures])
-        _finish(args, summary, replayer, settings, progress.seconds, selected)
         damage = [capture.damage for capture in captures if capture.damage is not None]
+        _finish(args, summary, replayer, settings, progress.seconds, selected, damage)
         for text in damage:
             warn(text)
         if page is not None:
@@ -256,6 +256,7 @@ def _finish(
     settings: ReplaySettings,
     seconds: float,
     selected: int,
+    damage: Sequence[str],
 ) -> None:
     if args.flows:
         _list_flows(args, replayer)
@@ -273,7 +274,7 @@ def _finish(
             gap = f"No INVALID packet is selected by {given}.\n\n"
         sys.stdout.write(fitted(gap + "\n".join(lines) + "\n"))
     elif args.summary:
-        whole = summary.as_object(replayer, settings, seconds)
+        whole = summary.as_object(replayer, settings, seconds, [*map(printable, damage)])
         write_json(whole)
     sys.stdout.flush()
 

@@ -10,7 +10,7 @@ from nfq_guard.capture.reader import Capture
 from nfq_guard.capture.source import STDIN
 from nfq_guard.cli import replay_run as replaying
 from nfq_guard.cli.options import add_format
-from nfq_guard.cli.recording import may_have_events, opened
+from nfq_guard.cli.recording import may_have_events, missing_end, opened
 from nfq_guard.cli.terminal import paint, printable, write_json, write_line
 from nfq_guard.errors import EXIT_OK, UsageError
 from nfq_guard.flow import Hook
@@ -82,22 +82,34 @@ def run(args: argparse.Namespace) -> int:
     policies = [load_compiled(reference) for reference in args.policy]
     if not policies:
         policies.append(compile_policy(load_config(None).model))
-    unrecorded = None
+    reader = EventReader()
+    damage = ""
     untranslated = False
     with opened(args.recording) as stream:
         kind = "events" if may_have_events(stream) else "capture"
         trial = Trial(policies, has_times=kind == "capture")
         if kind == "events":
-            unrecorded = _run_events(args.recording, stream, trial)
+            _run_events(args.recording, stream, trial, reader)
+            damage = missing_end(stream)
     if kind == "capture":
         if args.recording == STDIN:
             raise UsageError("standard input is a capture: name its file")
-        untranslated = _run_capture(args.recording, trial, settings)
+        untranslated, damage = _run_capture(args.recording, trial, settings)
     trial.end()
+    unrecorded = reader.unrecorded if kind == "events" else None
     if args.format == "json":
         replayed = (settings.kernel.name, settings.kernel_doubt or None)
         rules = replayed if kind == "capture" else (None, None)
-        write_json(result(trial, printable(args.recording), kind, unrecorded, *rules))
+        found = result(
+            trial,
+            printable(args.recording),
+            kind,
+            unrecorded,
+            *rules,
+            skipped_lines=reader.skipped,
+            damage=printable(damage) or None,
+        )
+        write_json(found)
     else:
         for line in _lines(trial, printable(args.recording), kind, unrecorded):
             write_line(line)
@@ -107,9 +119,8 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _run_events(recording: str, stream: BinaryIO, trial: Trial) -> Unrecorded:
+def _run_events(recording: str, stream: BinaryIO, trial: Trial, reader: EventReader) -> None:
     """Process the events of a file; lines that are not events are reported on standard error."""
-    reader = EventReader()
     for read in reader.read(stream):
         for packets in recorded(read):
             trial.take(packets)
@@ -120,11 +131,15 @@ def _run_events(recording: str, stream: BinaryIO, trial: Trial) -> Unrecorded:
         )
     if not trial.invalid and reader.lines:
         raise UsageError(f"{recording}: expected packet_judged events, found none")
-    return reader.unrecorded
 
 
-def _run_capture(recording: str, trial: Trial, settings: ReplaySettings) -> bool:
-    """Process the packets of a capture; returns whether all flows were judged as untranslated."""
+def _run_capture(recording: str, trial: Trial, settings: ReplaySettings) -> tuple[bool, str]:
+    """Process the packets of a capture.
+
+    Returns:
+        Whether all flows were judged as untranslated, and why the capture was not read to its end;
+        empty if it was.
+    """
     capture = Capture(recording)
     replayer = Replayer(settings)
     try:
@@ -147,7 +162,7 @@ def _run_capture(recording: str, trial: Trial, settings: ReplaySettings) -> bool
         capture.close()
     if capture.damage:
         sys.stderr.write(f"nfq-guard: {capture.damage}\n")
-    return not replayer.translations and not replayer.assumes_nat
+    return not replayer.translations and not replayer.assumes_nat, capture.damage or ""
 
 
 def _recorded(outcome: Outcome, *, nat_known: bool) -> Recorded | None:

@@ -2,6 +2,7 @@
 """Summarises a replay."""
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Final, TypedDict, final
 
 from nfq_guard.capture.frame import own_number
@@ -99,6 +100,7 @@ class SummaryRecord(TypedDict):
         action: INVALID packets by action.
         rule: INVALID packets by the rule that decided.
         flow: INVALID packets by flow, as `source > destination`.
+        damage: Why captures were not read to their end, for each of them.
     """
 
     frames: int
@@ -129,6 +131,7 @@ class SummaryRecord(TypedDict):
     action: dict[str, int]
     rule: dict[str, int]
     flow: dict[str, int]
+    damage: list[str]
 
 
 @final
@@ -169,7 +172,11 @@ class Summary:
         self.by_flow[name] += 1
 
     def as_object(
-        self, replayer: Replayer, settings: ReplaySettings, seconds: float
+        self,
+        replayer: Replayer,
+        settings: ReplaySettings,
+        seconds: float,
+        damage: Sequence[str] = (),
     ) -> SummaryRecord:
         """The summary as a JSON object.
 
@@ -177,6 +184,7 @@ class Summary:
             replayer: The replayer, after its last frame.
             settings: Its settings.
             seconds: Duration of the replay.
+            damage: As in the record.
         """
         return {
             "frames": replayer.frames,
@@ -229,4 +237,5 @@ class Summary:
             "action": {action.value: n for action, n in self.by_action.most_common()},
             "rule": {rule: n for (_, rule), n in self.by_rule.most_common()},
             "flow": dict(self.by_flow.most_common()),
+            "damage": list(damage),
         }

@@ -147,6 +147,9 @@ class TrialRecord(TypedDict):
         policies: Each policy.
         difference: Their difference; null for one policy.
         unrecorded: Packets missing from events; null for a capture.
+        doubtful: Packets that are INVALID only if the capture is complete; not in `invalid`.
+        skipped_lines: Lines of events that are not events; their packets are unknown.
+        damage: Why the recording was not read to its end; null if it was.
     """
 
     source: str
@@ -158,6 +161,9 @@ class TrialRecord(TypedDict):
     policies: list[PolicyRecord]
     difference: PolicyDifferenceRecord | None
     unrecorded: UnrecordedRecord | None
+    doubtful: int
+    skipped_lines: int
+    damage: str | None
 
 
 def result(
@@ -167,6 +173,9 @@ def result(
     unrecorded: Unrecorded | None = None,
     kernel: str | None = None,
     kernel_doubt: str | None = None,
+    *,
+    skipped_lines: int = 0,
+    damage: str | None = None,
 ) -> TrialRecord:
     """The JSON object of a trial.
 
@@ -177,6 +186,8 @@ def result(
         unrecorded: Packets missing from events.
         kernel: As in the record.
         kernel_doubt: As in the record.
+        skipped_lines: As in the record.
+        damage: As in the record.
     """
     named = [policy.model.source for policy in trial.policies]
     difference: PolicyDifferenceRecord | None = None
@@ -205,6 +216,9 @@ def result(
             "allowed": unrecorded.allowed,
             "lost_lines": unrecorded.lost_lines,
         },
+        "doubtful": trial.doubtful,
+        "skipped_lines": skipped_lines,
+        "damage": damage,
     }
 
 

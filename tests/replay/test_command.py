@@ -270,6 +270,9 @@ def test_cut_capture(capture: str, capsys: pytest.CaptureFixture[str]) -> None:
         r"record at byte \d+\n",
         said.err,
     )
+    assert main(["replay", "--summary", "--format", "json", capture]) == 0
+    (damage,) = json.loads(capsys.readouterr().out)["damage"]
+    assert damage.endswith(said.err.partition("warning: ")[2].strip())
 
 
 def test_unknown_link(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

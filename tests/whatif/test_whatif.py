@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """`nfq-guard whatif` on recordings of typical flows."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -288,6 +289,23 @@ def test_damaged_capture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> 
     captured = capsys.readouterr()
     assert captured.out.startswith(f"{path}: 3 INVALID packets among 4\n")
     assert "read up to frame 4" in captured.err
+    found = _json(capsys, str(path), "--policy", "preset:strict")
+    assert "read up to frame 4" in found["damage"]
+    assert (found["doubtful"], found["skipped_lines"]) == (0, 0)
+
+
+def test_what_is_missing_is_in_the_json_too(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "events.jsonl.gz"
+    lines = [_event(n / 1000, **ASYMMETRIC) + b"\n" for n in range(2000)]
+    path.write_bytes(gzip.compress(b"{rubbish\nmore\n" + b"".join(lines)))
+    found = _json(capsys, str(path), "--policy", "preset:strict")
+    assert (found["invalid"], found["skipped_lines"], found["damage"]) == (2000, 2, None)
+    path.write_bytes(path.read_bytes()[:-1000])
+    found = _json(capsys, str(path), "--policy", "preset:strict")
+    assert 0 < found["invalid"] < 2000
+    assert found["damage"].startswith("not read to the end: ")
 
 
 def test_fates_in_a_long_recording(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
