@@ -94,8 +94,9 @@ class Association:
             # An entry that has ended knew the tags of both directions.
             proven = self.opened and tag in self._tags
         else:
-            proven = reason is not Reason.BAD_TAG or (chunk is not None and chunk.type == INIT)
-        return Claim(self, way, known, self.packets, late, proven)
+            proven = reason is not Reason.BAD_TAG
+        alone = reason is Reason.BAD_TAG and chunk is not None and chunk.type == INIT
+        return Claim(self, way, known, self.packets, late, proven, alone)
 
     def went_on(self, way: int, tag: int, since: int) -> bool:
         """Whether an end used `tag` after position `since`."""
@@ -124,8 +125,9 @@ class Claim:
         index: int,
         late: bool,  # noqa: FBT001 - positional, as on the packet path
         proven: bool,  # noqa: FBT001 - as above
+        alone: bool,  # noqa: FBT001 - as above
     ) -> None:
-        """Keep what `stands` depends on."""
+        """Keep what `stands` depends on; `alone`: an INIT with a tag, which no state permits."""
         self.association = association
         self.opened = association.opened
         self._way = way
@@ -133,11 +135,14 @@ class Claim:
         self._index = index
         self._late = late
         self._proven = proven
+        self._alone = alone
 
     @property
     def stands(self) -> bool:
         """Whether no missing or late handshake explains the finding."""
         association = self.association
+        if self._alone:
+            return True
         if not self.opened or association.half:
             return False
         return (

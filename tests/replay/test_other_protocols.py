@@ -119,6 +119,8 @@ def test_an_init_with_a_tag() -> None:
     """No missing packet explains it."""
     wrong = sctp(A4, B4, 5000, 2905, 3, init(1, 7))
     assert found_in(*association(), wrong) == [(4, Reason.BAD_TAG, True)]
+    assert found_in(wrong) == [(0, Reason.BAD_TAG, True)]
+    assert found_in(*association()[1:], wrong)[-1] == (3, Reason.BAD_TAG, True)
 
 
 def test_an_init_ack_of_another_init() -> None:
