@@ -144,11 +144,13 @@ class _Telling:
         outcome = explanation.outcome
         when = datetime.fromtimestamp(outcome.frame.time_ns // 10**9, UTC)
         fraction = outcome.frame.time_ns % 10**9
+        side = "before" if outcome.now < 0 else "after"
+        since = f"{abs(outcome.now):.6f} s {side} the first frame"
         return [
             f"{self._heading(f'Frame {outcome.frame.number} of {explanation.file}')}: "
             f"{self._word(outcome)}",
-            f"{_INDENT}{when:%Y-%m-%d %H:%M:%S}.{fraction:09d} UTC, {outcome.now:.6f} s after the "
-            f"first frame, rules of kernel {kernel_words(explanation.settings)}",
+            f"{_INDENT}{when:%Y-%m-%d %H:%M:%S}.{fraction:09d} UTC, {since}, "
+            f"rules of kernel {kernel_words(explanation.settings)}",
         ]
 
     def _word(self, outcome: Outcome) -> str:

@@ -183,7 +183,7 @@ def summary_lines(
     """The summary: one block per topic, with aligned counts."""
     rate = replayer.frames / seconds if seconds > 0 else 0
     lines = [
-        f"{counted(replayer.frames, 'frame')} over {replayer.now:,.1f} s of capture, "
+        f"{counted(replayer.frames, 'frame')} over {replayer.reader.span_s:,.1f} s of capture, "
         f"{counted(replayer.packets, 'packet')} in {counted(replayer.table.created, 'flow')}, "
         f"rules of kernel {kernel_words(settings)}; took {seconds:.1f} s ({rate:,.0f} frames/s)"
     ]

@@ -81,6 +81,17 @@ class PacketReader:
         self._joined = False
         self._start_ns = -1
         self._last_ns = 0
+        # Of the disordered frames, and of those before them.
+        self._earliest_ns = 0
+        self._latest_ns = 0
+
+    @property
+    def span_s(self) -> float:
+        """Time from the earliest frame to the latest, whatever their order, in seconds."""
+        if self._start_ns < 0:
+            return 0.0
+        earliest = min(self._start_ns, self._earliest_ns) if self.disordered else self._start_ns
+        return (max(self._last_ns, self._latest_ns) - earliest) / 1_000_000_000
 
     def time_of(self, frame: Frame) -> float:
         """Seconds from the first frame to `frame`."""
@@ -96,6 +107,9 @@ class PacketReader:
         self.now = now
         # Several files are merged by time, so an earlier time means disorder there too.
         if frame.time_ns < self._last_ns:
+            if self.disordered == 0 or frame.time_ns < self._earliest_ns:
+                self._earliest_ns = frame.time_ns
+            self._latest_ns = max(self._latest_ns, self._last_ns)
             self.disordered += 1
         self._last_ns = frame.time_ns
 

@@ -73,7 +73,7 @@ class SummaryRecord(TypedDict):
         flows: Flows that were created.
         kernel: The kernel whose rules were used.
         kernel_doubt: Why the requested kernel may follow other rules; null if it follows these.
-        span_s: Time from the first frame to the last, in seconds.
+        span_s: Time from the earliest frame to the latest, in seconds.
         seconds: Duration of the replay.
         ctstate: Packets by ctstate.
         ignored: Packets that left their flow unchanged.
@@ -192,7 +192,7 @@ class Summary:
             "flows": replayer.table.created,
             "kernel": settings.kernel.name,
             "kernel_doubt": settings.kernel_doubt or None,
-            "span_s": round(replayer.now, 6),
+            "span_s": round(replayer.reader.span_s, 6),
             "seconds": round(seconds, 3),
             "ctstate": {
                 state.value: count

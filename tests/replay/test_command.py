@@ -275,6 +275,23 @@ def test_cut_capture(capture: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert damage.endswith(said.err.partition("warning: ")[2].strip())
 
 
+def test_a_clock_that_was_set_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The span of the capture is no negative number, and has all of its frames."""
+    talk = Conversation()
+    talk.open()
+    start = talk.now
+    for step in (1000.0, -3000.0, 1.0):
+        talk.now = start + step
+        talk.client("A", 1, 1)
+    capture = talk.save(tmp_path / "back.pcap")
+    assert main(["replay", "--summary", "--format", "json", capture]) == 0
+    assert 4000 <= json.loads(capsys.readouterr().out)["span_s"] <= 4001
+    assert main(["replay", "--summary", capture]) == 0
+    assert "6 frames over 4,000.0 s of capture" in capsys.readouterr().out
+    assert main(["explain", capture, "5"]) == 0
+    assert " s before the first frame" in capsys.readouterr().out
+
+
 def test_unknown_link(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An error if every frame has it, a warning otherwise."""
     path = tmp_path / "usb.pcap"
