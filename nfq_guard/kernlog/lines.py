@@ -35,6 +35,10 @@ _HEADER: Final = re.compile(
     # the processor or task that wrote it
     r"(?:\[ *[CT]\d{1,10}\] ?)?"
 )
+# sysklogd and BSD: the line before it came again.
+_AGAIN: Final = re.compile(
+    r"(?:<\d{1,3}>)?\w{3} [ \d]\d [\d:]{8} (?:\S{1,255} )?last message repeated (\d{1,9}) times?\s*"
+)
 # Prefixes of journalctl -o json-seq and json-sse before an entry.
 _BEFORE_ENTRY: Final = (b"\x1e", b"data: ")
 _PACKET: Final = re.compile(r"IN=(\S{0,15}) OUT=(\S{0,15}) ")
@@ -140,34 +144,47 @@ class LogReader:
 
     def read(self, stream: BinaryIO) -> Iterator[LoggedPacket]:
         """The packets of a log in any form: dmesg, syslog, ulogd, `journalctl`, also `-o json`."""
+        last: LoggedPacket | Notice | None = None
         while line := stream.readline(LINE_MAX_BYTES):
             self.lines += 1
             if len(line) == LINE_MAX_BYTES and not line.endswith(b"\n"):
                 self.skipped += 1
+                last = None
                 while (rest := stream.readline(LINE_MAX_BYTES)) and not rest.endswith(b"\n"):
                     pass
                 continue
             text = self._text(line)
+            again = None if last is None else _AGAIN.fullmatch(text)
+            if again is not None:
+                if isinstance(last, LoggedPacket):
+                    yield last._replace(line=self.lines, times=int(again[1]))
+                elif last is not None:
+                    noticed = self.notices[last]
+                    noticed.count += noticed.last_count * int(again[1])
+                    noticed.last_line = self.lines
+                continue
             found = _PACKET.search(text)
             if found is None:
-                self._note(text)
+                last = self._note(text)
                 continue
-            packet = _packet(self.lines, text, found)
-            if packet is None:
+            last = _packet(self.lines, text, found)
+            if last is None:
                 self.skipped += 1
             else:
-                yield packet
+                yield last
 
-    def _note(self, text: str) -> None:
+    def _note(self, text: str) -> Notice | None:
+        """Count what a line without a packet says; None if it says nothing of packets or lines."""
         header = _HEADER.match(text)
         said = None if header is None else notice_at(text, header.end())
         if header is None or said is None or header["program"]:
-            return
-        times = int(header["times"] or 1)
+            return None
         notice, found = said
         noticed = self.notices.setdefault(notice, Noticed(found[0], self.lines))
-        noticed.count += times * int(found.groupdict().get("count") or 1)
+        noticed.last_count = int(found.groupdict().get("count") or 1)
+        noticed.count += int(header["times"] or 1) * noticed.last_count
         noticed.last_line = self.lines
+        return notice
 
     def _text(self, line: bytes) -> str:
         for before in _BEFORE_ENTRY:

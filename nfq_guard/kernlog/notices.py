@@ -104,6 +104,7 @@ class Noticed:
         text: The text of the first.
         first_line: Its line.
         last_line: Line of the last.
+        last_count: How many the last says, once.
     """
 
     def __init__(self, text: str, line: int) -> None:
@@ -112,6 +113,7 @@ class Noticed:
         self.text = text
         self.first_line = line
         self.last_line = line
+        self.last_count = 1
 
 
 def notice_at(text: str, start: int) -> tuple[Notice, re.Match[str]] | None:

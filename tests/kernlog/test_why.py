@@ -214,6 +214,24 @@ def test_a_line_that_syslog_folded() -> None:
     assert (record["packets"], record["reason"]) == (5, Reason.NO_ENTRY)
 
 
+def test_a_line_that_came_again() -> None:
+    """As sysklogd and BSD write it: of the line before, whatever that is."""
+    header = "Nov 28 07:00:00 router "
+    again = f"{header}last message repeated 4 times\n"
+    full = f"{header}kernel: nf_conntrack: table full, dropping packet\n"
+    suppressed = f"{header}kernel: net_ratelimit: 10 callbacks suppressed\n"
+    other = f"{header}sshd[7]: closed\n"
+    packet = header + "kernel: " + tcp("nf_ct_proto_6: invalid new ")
+    (record,) = records(packet, again, other, again)
+    assert (record["packets"], record["last_line"]) == (5, 2)
+    said = f"{header}sshd[7]: last message repeated 4 times\n"
+    (record,) = records(packet, said)
+    assert record["packets"] == 1
+    reader, _ = read(full + again + other + again + suppressed + again + full)
+    counts = {notice.title: noticed.count for notice, noticed in reader.notices.items()}
+    assert counts == {"conntrack table full": 6, "lines left out by the kernel": 50}
+
+
 def test_other_packets() -> None:
     six = "SRC=fd00:0000:0000:0000:0000:0000:0000:0001 DST=fd00:0000:0000:0000:0000:0000:0000:0002"
     _, (udp, error, esp, cut) = read(
