@@ -3,8 +3,9 @@
 
 A capture of incoming packets only, or of outgoing ones, shows one direction of a translated flow
 before translation and the other after it. Only the sequence numbers connect the two: a SYN+ACK
-acknowledges the number of its SYN. In a flow that began before the capture, a segment begins at the
-number that the one before it acknowledged, and acknowledges its end.
+acknowledges the number of its SYN, and so does the RST that refuses it. In a flow that began before
+the capture, a segment begins at the number that the one before it acknowledged, and acknowledges
+its end.
 
 An ICMP request and its reply have the same sequence number and data.
 
@@ -62,16 +63,17 @@ class Halves:
         self._joins: dict[Key, _Join] = {}
 
     def opening_of(self, segment: Segment, key: Key) -> Key | None:
-        """The direction of the only SYN that a SYN+ACK answers; None if there is none.
+        """The direction of the only SYN that a SYN+ACK or RST answers; None if there is none.
 
         A SYN is remembered; the result is None.
 
         Args:
-            segment: With the flag SYN.
+            segment: With the flag SYN or RST.
             key: Its direction.
         """
         flags = segment.flags & (SYN | ACK | FIN | RST)
-        if flags == SYN | ACK:
+        # A host without a socket for the SYN sends the number 0 (RFC 9293 3.10.7.1).
+        if flags == SYN | ACK or (flags == RST | ACK and segment.seq == 0):
             return self._opening.get(segment.ack)
         if flags == SYN and segment.seq > _LEAST_NUMBER:
             self._remember(self._opening, add(segment.seq, 1), key)

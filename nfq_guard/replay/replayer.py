@@ -289,7 +289,7 @@ class Replayer:
             segment = packet.l4
             if self.copies.searches and self._is_copy(frame, packet, segment):
                 return CT_NONE
-            if segment.flags & SYN or self._halves.watches:
+            if segment.flags & (SYN | RST) or self._halves.watches:
                 self._pair(packet, segment)
         code = table.track(packet, reader.now, reader.checksum_ok)
         if code == CT_INVALID and reader.suspect is not None and reader.suspect.header:
@@ -380,7 +380,7 @@ class Replayer:
             stream.killed_index = stream.frames
 
     def _pair(self, packet: Packet, segment: Segment) -> None:
-        """Record the translation of a flow, given its SYN+ACK with another tuple.
+        """Record the translation of a flow, given its SYN+ACK or first RST with another tuple.
 
         Later segments may show that there is none.
         """
@@ -394,7 +394,8 @@ class Replayer:
             self.translations -= 1
         opening = halves.opening_of(segment, key)
         if opening is not None and self.table.answer(opening, key):
-            halves.join(opening, key)
+            if segment.flags & SYN:
+                halves.join(opening, key)
             self.translations += 1
 
     def _await_answer(self, checksums: ChecksumJudge) -> None:

@@ -35,6 +35,9 @@ def test_the_number_tells() -> None:
     assert answered(found, 0) == key(2)
     assert answered(found, 80_002) is None
     assert answered(found, 80_001, SYN | ACK | RST) is None
+    assert answered(found, 80_001, RST | ACK) is None, "not the RST that refuses a SYN"
+    assert found.opening_of(segment(0, 80_001, RST | ACK), key(9)) == key(1)
+    assert found.opening_of(segment(0, 80_001, RST), key(9)) is None
 
 
 def test_a_small_number_does_not() -> None:

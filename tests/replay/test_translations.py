@@ -329,6 +329,21 @@ def one_sided(frames: list[Frame], kind: int) -> list[Frame]:
 @pytest.mark.compiled
 @pytest.mark.parametrize("side", [INCOMING, OUTGOING])
 @pytest.mark.parametrize(("kind", "family"), CASES)
+def test_both_halves_of_a_refused_connection(kind: str, family: int, side: int) -> None:
+    """Only the number of the SYN joins them; its sender may try again with the same one."""
+    talk = Conversation(client_isn=ISNS["client_isn"], server_isn=0, family=family)
+    for _ in range(3):
+        talk.client("S", 0, win=64240, options=SYN_OPTIONS)
+        talk.server("RA", 0, 1, win=0)
+        talk.now += 0.5
+    replayer, found = replayed(one_sided(routed(talk, KINDS[kind]), side))
+    assert found == []
+    assert (replayer.table.created, replayer.translations) == (3, 3)
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("side", [INCOMING, OUTGOING])
+@pytest.mark.parametrize(("kind", "family"), CASES)
 def test_both_halves_from_the_middle_of_a_flow(kind: str, family: int, side: int) -> None:
     """A capture of one direction of an interface: no SYN joins its halves, their numbers do."""
     frames = one_sided(routed(talk_of(family), KINDS[kind]), side)[4:]
