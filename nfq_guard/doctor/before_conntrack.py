@@ -17,7 +17,14 @@ from nfq_guard.doctor.check import Check, ok, warning
 from nfq_guard.doctor.follow import Finding, Follower
 from nfq_guard.doctor.header_words import addresses, ports, split
 from nfq_guard.doctor.one_sided import one_sided
-from nfq_guard.doctor.rule_model import ENDS, Act, Table, Truth, runs_before_conntrack
+from nfq_guard.doctor.rule_model import (
+    ENDS,
+    INGRESS,
+    Act,
+    Table,
+    Truth,
+    runs_before_conntrack,
+)
 from nfq_guard.errors import NfqGuardError, PrivilegeError
 from nfq_guard.firewall import BOTH_FAMILIES, Backend, Family, nft_query
 from nfq_guard.firewall.legacy_copy import LegacyCopy
@@ -40,7 +47,11 @@ _PROTOCOLS: Final = {
     4: {"tcp": PROTO_TCP, "icmp": PROTO_ICMP, "sctp": PROTO_SCTP},
     6: {"tcp": PROTO_TCP, "ipv6-icmp": PROTO_ICMPV6, "sctp": PROTO_SCTP},
 }
-_HOOKS: Final = {"prerouting": Hook.PREROUTING, "output": Hook.OUTPUT}
+_HOOKS: Final = {
+    INGRESS: Hook.PREROUTING,
+    "prerouting": Hook.PREROUTING,
+    "output": Hook.OUTPUT,
+}
 _FIELDS: Final = {
     "-s": Field.SRC,
     "-d": Field.DST,
@@ -158,12 +169,12 @@ def _of_tables(
     tables: Sequence[Table], family: int, proto: int, queues: Sequence[int]
 ) -> Iterator[RawRule]:
     chains = [
-        (base.priority, table, chain, base.hook)
+        (base.hook != INGRESS, base.priority, table, chain, base.hook)
         for table in tables
         for chain, base in table.bases.items()
         if not table.own and runs_before_conntrack(base)
     ]
-    for _, table, chain, hook in sorted(chains, key=lambda each: each[0]):
+    for *_, table, chain, hook in sorted(chains, key=lambda each: each[:2]):
         returns = any(
             rule.act in {Act.RETURN, Act.GOTO} for rules in table.chains.values() for rule in rules
         )

@@ -140,7 +140,8 @@ def _by_hook(path: Iterable[Met]) -> dict[str, dict[int, list[Met]]]:
     by_hook: dict[str, dict[int, list[Met]]] = {hook: {4: [], 6: []} for hook in HOOKS}
     for met in path:
         if met.order in ON_THE_WAY and met.finding.rule.act in ENDS:
-            by_hook[met.hook][met.finding.table.family].append(met)
+            fates = by_hook.setdefault(met.hook, {4: [], 6: []})  # egress has one if it has rules
+            fates[met.finding.table.family].append(met)
     return by_hook
 
 

@@ -15,12 +15,13 @@ from nfq_guard.doctor.rule_model import TAKES, Act, Table
 
 # The hooks in which a packet that a rule has spared may meet the next one.
 _ONWARD: Final = {
-    "ingress": ("ingress", "prerouting", "input", "forward", "postrouting"),
-    "prerouting": ("prerouting", "input", "forward", "postrouting"),
+    "ingress": ("ingress", "prerouting", "input", "forward", "postrouting", "egress"),
+    "prerouting": ("prerouting", "input", "forward", "postrouting", "egress"),
     "input": ("input",),
-    "forward": ("forward", "postrouting"),
-    "output": ("output", "postrouting"),
-    "postrouting": ("postrouting",),
+    "forward": ("forward", "postrouting", "egress"),
+    "output": ("output", "postrouting", "egress"),
+    "postrouting": ("postrouting", "egress"),
+    "egress": ("egress",),
 }
 _HIDING: Final = frozenset({Order.BEFORE, Order.UNTRACKED, Order.TIED})
 

@@ -42,7 +42,10 @@ OUR_TABLE: Final = NATIVE_TABLE
 
 _OWN_TABLES: Final = frozenset({OUR_TABLE, OFFLOAD_TABLE})
 IPTABLES_TABLES: Final = frozenset({*PRIORITIES, "nat"})
-_FAMILIES: Final = {"ip": (4,), "ip6": (6,), "inet": (4, 6)}
+_FAMILIES: Final = {"ip": (4,), "ip6": (6,), "inet": (4, 6), "netdev": (4, 6)}
+_OF_DEVICE: Final = {"ingress": "iifname", "egress": "oifname"}
+"""The hooks of single devices, each with the match on the device."""
+
 _RATES: Final = frozenset({"limit", "quota", "ct count"})
 _PASSING: Final = frozenset(
     {
@@ -83,6 +86,7 @@ class Ruleset:
         self.flowtables: list[str] = []
         self.dormant: set[tuple[str, str]] = set()
         self._bases: dict[_Key, BaseChain] = {}
+        self._devices: dict[_Key, Condition] = {}
         self._rules: dict[_Key, list[tuple[int, Sequence[Statement | str]]]] = {}
         self._sets: dict[_Key, Sequence[Any]] = {}
         for item in json.loads(text)["nftables"]:
@@ -109,6 +113,8 @@ class Ruleset:
                     value.get("type", "filter"),
                     value.get("policy") == "drop",
                 )
+                if value["hook"] in _OF_DEVICE:
+                    self._devices[key] = _of_device(value)
         elif kind == "rule":
             key = (value["family"], value["table"], value["chain"])
             expr = value["expr"]
@@ -188,13 +194,17 @@ class Ruleset:
         for key, rules in self._rules.items():
             if key[:2] == (family, name) and not is_own(key[2]):
                 reader.read(key[2], rules)
+        chains = reader.followed()
+        for key, device in self._devices.items():
+            if key[:2] == (family, name) and key[2] in chains:
+                chains[key[2]] = _on_device(chains[key[2]], device, self._bases[key])
         return Table(
             filter="nftables",
             name=name,
             family=number,
-            chains=reader.followed(),
+            chains=chains,
             bases={
-                key[2]: base
+                key[2]: replace(base, denies=base.denies and key not in self._devices)
                 for key, base in self._bases.items()
                 if key[:2] == (family, name)
                 and not is_own(key[2])
@@ -204,6 +214,25 @@ class Ruleset:
             nft_family=family,
             sets={each: nft_match.keys(elements) for each, elements in sets.items()},
         )
+
+
+def _of_device(chain: Mapping[str, Any]) -> Condition:
+    """The condition that a packet passes a device of a chain; nft 1.0 does not list which."""
+    word, devices = _OF_DEVICE[chain["hook"]], chain.get("dev", ())
+    names = [devices] if isinstance(devices, str) else list(devices)
+    if not names:
+        return depends(f"{word} of chain {chain['name']}")
+    listed = ", ".join(names)
+    return depends(f"{word} {listed if len(names) == 1 else f'{{ {listed} }}'}")
+
+
+def _on_device(rules: Sequence[Rule], device: Condition, base: BaseChain) -> list[Rule]:
+    """The rules of a base chain, and its policy, for the packets of its devices only."""
+    found = [
+        replace(rule, when=all_of([device, rule.when])._replace(only=rule.when.only))
+        for rule in rules
+    ]
+    return [*found, Rule("policy drop", device, Act.DROP)] if base.denies else found
 
 
 @final

@@ -14,6 +14,7 @@ from nfq_guard.doctor.packet_mark import Marks
 from nfq_guard.doctor.rule_model import (
     CONNTRACK_PRIORITY,
     FINAL,
+    INGRESS,
     NFT_SECURITY,
     Act,
     Table,
@@ -33,15 +34,16 @@ _PLACES: Final = {
 }
 
 HOOKS: Final = ("prerouting", "input", "forward", "output", "postrouting")
-_INGRESS: Final = "ingress"
-"""A hook of one device, before all others and before conntrack."""
+_EGRESS: Final = "egress"
+"""The hook of single devices, after all others."""
 _BEFORE: Final = {
-    _INGRESS: (),
-    "prerouting": (_INGRESS,),
+    INGRESS: (),
+    "prerouting": (INGRESS,),
     "input": ("prerouting",),
     "forward": ("prerouting",),
     "output": (),
     "postrouting": ("forward", "output"),
+    _EGRESS: ("postrouting",),
 }
 """The hooks from which a packet gets to a hook with its mark."""
 BEHIND_PREROUTING: Final = frozenset({"input", "forward"})
@@ -159,7 +161,7 @@ def _walk(tables: Sequence[Table], family: int) -> Iterator[Met]:
     followers = [(table, Follower(table)) for table in here]
     out: dict[str, Marks] = {}
     untracks: dict[str, bool] = {}
-    for hook in (_INGRESS, *HOOKS):
+    for hook in (INGRESS, *HOOKS, _EGRESS):
         ours = _ours(here, hook)
         attached = [
             (base.priority, _Chain(hook, table, follower, chain, ours))
@@ -311,7 +313,7 @@ def _parts(
     base = table.bases[chain]
     if base.kind == "nat":
         yield Order.NEVER, 0, None
-    elif base.hook == _INGRESS:
+    elif base.hook == INGRESS:
         yield Order.UNTRACKED, 0, None
     elif ours is None:
         yield Order.AFTER, 0, None

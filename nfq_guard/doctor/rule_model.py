@@ -20,6 +20,9 @@ PRIORITIES: Final = {"raw": -300, "mangle": -150, "filter": 0, "security": 50}
 CONNTRACK_PRIORITY: Final = -200
 """The priority of conntrack in PREROUTING and OUTPUT."""
 
+INGRESS: Final = "ingress"
+"""The hook of single devices, before all others and before conntrack."""
+
 NFT_SECURITY: Final = 150
 """The priority of the table security of iptables-nft."""
 
@@ -298,7 +301,8 @@ class BaseChain:
     """Where a chain is attached to the packet's path.
 
     Attributes:
-        hook: `prerouting`, `input`, `forward`, `output` or `postrouting`.
+        hook: `prerouting`, `input`, `forward`, `output` or `postrouting`; of devices also
+            `ingress` and `egress`.
         priority: Chains of a lower priority run first.
         kind: `filter`, `nat` or `route`.
         denies: Whether the policy is to drop.
@@ -340,4 +344,5 @@ class Table:
 
 def runs_before_conntrack(base: BaseChain) -> bool:
     """Whether packets in this chain are not tracked yet."""
-    return base.priority <= CONNTRACK_PRIORITY and base.hook in {"prerouting", "output"}
+    early = base.priority <= CONNTRACK_PRIORITY and base.hook in {"prerouting", "output"}
+    return early or base.hook == INGRESS

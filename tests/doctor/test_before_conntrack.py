@@ -74,6 +74,36 @@ def test_targets(target: str, zone: int) -> None:
     assert target in rule.text
 
 
+def test_notrack_of_a_device_hides_its_packets() -> None:
+    """It is met before the rules of raw, whatever its priority."""
+    base = {"family": "netdev", "table": "d"}
+    items = [
+        {"chain": {**base, "name": "c", "hook": "ingress", "prio": 5, "type": "filter"}},
+        {"rule": {**base, "chain": "c", "expr": [field("tcp", "sport", 443), NOTRACK]}},
+    ]
+    device = Ruleset(json.dumps({"nftables": items}))
+    assert device.early() == [("netdev", "d")]
+    raw = Ruleset(
+        json.dumps(
+            {
+                "nftables": [
+                    {"chain": {**item, "hook": "prerouting", "prio": -300, "type": "filter"}}
+                    if "name" in item
+                    else {"rule": item}
+                    for item in (
+                        {"family": "ip", "table": "o", "name": "p"},
+                        {"family": "ip", "table": "o", "chain": "p", "expr": [ZONE]},
+                    )
+                ]
+            }
+        )
+    )
+    first, _ = tcp(list(before_conntrack.of({}, [raw, device], QUEUES, [])))[:2]
+    assert (first.zone, first.hook, first.certain) == (UNTRACKED, Hook.PREROUTING, False)
+    (said, *_) = before_conntrack.describe([first])
+    assert "chain c) hides one direction of flows from conntrack (it may)" in said
+
+
 @pytest.mark.parametrize("target", ["-j CT --helper ftp", "-j MARK --set-xmark 0x1/0x1", ""])
 def test_targets_that_hide_nothing(target: str) -> None:
     assert of_iptables(f"-A PREROUTING {target}") == []

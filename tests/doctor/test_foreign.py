@@ -7,6 +7,7 @@ import pytest
 
 from nfq_guard.doctor import fate, foreign, nft_rules, path, removed
 from nfq_guard.doctor.check import Check, Status
+from nfq_guard.doctor.nft_values import MARK
 from nfq_guard.doctor.owners import owner_of
 from nfq_guard.doctor.path import Order
 from nfq_guard.doctor.rule_model import Act, Table, Truth
@@ -532,6 +533,48 @@ def test_rules_of_a_device_run_before_conntrack() -> None:
     assert "hook INGRESS" in check.what
     assert "no packet is tracked" in check.what
     assert all(fate_of(list(path.walk(tables, 4)), hook).status is Status.OK for hook in path.HOOKS)
+
+
+@pytest.mark.parametrize(("devices", "said"), [((), "of chain c"), (("dev0",), "dev0")])
+def test_marks_of_invalid_packets_are_followed_to_a_device(
+    devices: tuple[str, ...], said: str
+) -> None:
+    """The devices of a chain are missing in the listing of nft 1.0."""
+    marked = {"mangle": {"key": MARK, "value": 5}}
+    marks = nft([matching(STATE, "invalid", "in"), marked], hook="prerouting", priority=-140)
+    drops = nft([matching(MARK, 5), DROPPED], hook="egress", table="d")
+    if devices:
+        drops = drops.replace('"egress",', f'"egress", "dev": "{devices[0]}",')
+    drops = drops.replace('"inet"', '"netdev"')
+    tables = nft_rules.Ruleset(marks).tables() + nft_rules.Ruleset(drops).tables()
+    mets = list(path.walk(tables, 4))
+    check = next(check for check in fate.checks(mets) if check.id == "fate.egress")
+    assert check.status is Status.WARNING
+    assert check.what.endswith(f"; depends on: oifname {said}, meta mark 5")
+    (named,) = foreign.checks(mets)
+    assert "hook EGRESS" in named.what
+
+
+@pytest.mark.parametrize(("hook", "word"), [("ingress", "iifname"), ("egress", "oifname")])
+def test_a_chain_of_devices_is_not_for_the_packets_of_others(hook: str, word: str) -> None:
+    rules = [[matching(MARK, 1), {"accept": None}], [{"mangle": {"key": MARK, "value": 5}}]]
+    text = nft(*rules, hook=hook, policy="drop")
+    text = text.replace(f'"{hook}",', f'"{hook}", "dev": ["a0", "b0"],').replace("inet", "netdev")
+    (table, _) = nft_rules.Ruleset(text).tables()
+    assert not table.bases["c"].denies
+    accept, write, deny = table.chains["c"]
+    device = f"{word} {{ a0, b0 }}"
+    assert accept.when.on[0] == device
+    assert (write.when.truth, write.when.on) == (Truth.DEPENDS, (device,))
+    assert (deny.act, deny.when.on) == (Act.DROP, (device,))
+
+
+def test_a_rule_of_another_device_leaves_the_mark_open() -> None:
+    """Packets of another device than that of the ingress chain keep their mark."""
+    early = nft([{"mangle": {"key": MARK, "value": 7}}], hook="ingress", table="d")
+    later = nft([matching(STATE, "invalid", "in"), matching(MARK, 0), DROPPED])
+    tables = nft_rules.Ruleset(early).tables() + nft_rules.Ruleset(later).tables()
+    assert fate_of(list(path.walk(tables, 4)), "forward").status is Status.WARNING
 
 
 def test_rules_for_bridged_packets() -> None:

@@ -128,6 +128,21 @@ def live() -> Iterator[LiveConntrack]:
         yield conntrack
 
 
+def test_a_rule_of_a_device_drops_by_the_mark_of_invalid_packets(live: LiveConntrack) -> None:
+    live.space.run(
+        *("nft", "-f", "-"),
+        stdin="table inet m { chain c { type filter hook prerouting priority -140;\n"
+        "ct state invalid meta mark set 5\n}\n}\n"
+        "table netdev d { chain out { type filter hook egress device out0 priority 0;\n"
+        "meta mark 5 drop\n}\n}\n",
+    )
+    assert live.send(tcp(SRC, DST, 40000, 80, SYN)) is not None
+    assert live.send(tcp(SRC, DST, 40000, 81, ACK)) is None
+    mets = list(path.walk(host_rules.read().tables, 4))
+    check = next(check for check in fate.checks(mets) if check.id == "fate.egress")
+    assert (check.status, "`meta mark 5 drop`" in check.what) == (Status.WARNING, True)
+
+
 def _packets(chain: str) -> list[int]:
     """The counts of a chain's rules, from nft's JSON."""
     rules = [item["rule"]["expr"] for item in json.loads(chain)["nftables"] if "rule" in item]
