@@ -24,7 +24,11 @@ LOCK_WAIT_S: Final = 5
 """Seconds to wait for another program that holds the lock of the tables."""
 
 _TIMEOUT_S: Final = 30
-_SIGNATURE: Final = re.compile(r"^ip6?tables\S* v[\d.]+ \(\w+\): ")
+_SIGNATURE: Final = re.compile(r"^ip6?tables\S* v[\d.]+ \(\w+\):(?: |$)")
+_OTHER_CHAIN: Final = re.compile(
+    r"line (?P<line>\d+): CHAIN_ADD failed \((?:Operation not supported|File exists)\): "
+    r"chain (?P<chain>\S+)"
+)
 _REFUSALS: Final = ("permission denied", "operation not permitted", "you must be root")
 _FAMILY_MISSING: Final = (
     "can't initialize",
@@ -245,10 +249,24 @@ class Xtables:
         said = _complaint(result)
         if _says(said, _REFUSALS):
             return PrivilegeError(f"{program} was refused: {said}; {needed_caps(self.backend)}")
+        other = _OTHER_CHAIN.search(said)
+        if other is not None:
+            return UnavailableError(f"{self._no_chain(other, text)} ({program}: {said})")
         blamed = self._unsupported(text) if text else None
         if blamed:
             return UnavailableError(f"IPv{self.family} rules: {blamed} ({program}: {said})")
         return UnavailableError(f"{program}: {said}")
+
+    def _no_chain(self, said: re.Match[str], text: str) -> str:
+        """Why the kernel refused a built-in chain: it is there with other settings."""
+        before = text.splitlines()[: int(said["line"])]
+        table = next((line[1:] for line in reversed(before) if line.startswith("*")), "mangle")
+        family = "ip" if self.family is Family.IPV4 else "ip6"
+        return (
+            f"nftables table {family} {table} has a chain {said['chain']} with another type, hook "
+            "or priority than that of iptables, so iptables cannot use the table: rename the "
+            "table or the chain, or use the backend nftables or legacy"
+        )
 
     def _unsupported(self, text: str) -> str | None:
         """The kernel option that `text` lacks, found by trying one extension at a time."""

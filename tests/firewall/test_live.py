@@ -220,6 +220,27 @@ def test_a_table_that_iptables_cannot_read_is_left_alone(guarded: Host) -> None:
     assert guarded.ns.run("nft", "list", "ruleset").stdout == before
 
 
+@pytest.mark.parametrize(
+    ("table", "chain", "base"),
+    [
+        ("ip mangle", "PREROUTING", "type filter hook prerouting priority -140;"),
+        ("ip6 mangle", "PREROUTING", "type nat hook prerouting priority -150;"),
+        ("ip mangle", "PREROUTING", ""),
+        ("ip security", "OUTPUT", "type filter hook output priority 7;"),
+    ],
+)
+def test_a_chain_that_iptables_cannot_use_is_named(
+    guarded: Host, table: str, chain: str, base: str
+) -> None:
+    rules = f"table {table} {{\nchain {chain} {{\n{base}\n}}\n}}\n"
+    guarded.ns.run("nft", "-f", "-", stdin=rules)
+    with guarded.ns.entered():
+        firewall = guarded.firewall(backend=Backend.NFT)
+        with pytest.raises(UnavailableError, match=f"^nftables table {table} has a chain {chain} "):
+            firewall.install()
+    assert "NFQ_GUARD" not in guarded.ns.run("nft", "list", "ruleset").stdout
+
+
 def test_native_chains_beside_those_of_iptables_do_no_harm(guarded: Host) -> None:
     chain = "chain input { type filter hook input priority 5; ip saddr 10.0.0.1 drop; }"
     guarded.ns.run("nft", f"table ip filter {{ {chain}; }}")
