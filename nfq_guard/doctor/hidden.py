@@ -14,6 +14,7 @@ from ipaddress import (
 )
 from typing import Final, NamedTuple, final
 
+from nfq_guard.doctor import ipsets
 from nfq_guard.doctor.check import Check, note, ok
 from nfq_guard.doctor.default_deny import is_interface
 from nfq_guard.doctor.follow import Finding as Followed
@@ -34,6 +35,7 @@ Network = IPv4Network | IPv6Network
 _LEAVING: Final = re.compile(r"(?:-o|oif(?:name)?) (?!!)")
 _SOURCES: Final = frozenset({"-s", "--src-range", "saddr"})
 _ENDS: Final = _SOURCES | {"-d", "--dst-range", "daddr"}
+_CONCATENATED: Final = re.compile(r"(?P<fields>[^{@!]+ \. [^{@!]+?) (?P<value>\{ .* \}|@\S+)")
 # A network of the private sources of which a rule for all sources hides some.
 _PRIVATE: Final = {4: ip_network("192.168.0.0/16"), 6: ip_network("fd00::/8")}
 _MOST: Final = 8
@@ -54,17 +56,73 @@ class Hidden(NamedTuple):
     rule: str
 
 
-def networks(path: Iterable[Met]) -> dict[str, Hidden]:
-    """The source addresses, networks and ranges that rules translate, by their text."""
+def networks(path: Iterable[Met], sets: ipsets.Sets | None = None) -> dict[str, Hidden]:
+    """The source addresses, networks and ranges that rules translate, by their text.
+
+    Args:
+        path: The rules that a packet meets in every hook, for both families.
+        sets: The sets of `ipset`.
+    """
     found: dict[str, Hidden] = {}
     for finding in _translating(path):
         for word in finding.on:
-            for part in _sources(word):
-                elements = finding.table.sets.get(part[1:], ()) if part[0] == "@" else (part,)
-                for element in elements:
-                    for network in _networks(element):
-                        found.setdefault(element, Hidden(network, finding.rule.text))
+            for element in _elements(word, finding, sets or {}):
+                for network in _networks(element):
+                    found.setdefault(element, Hidden(network, finding.rule.text))
     return found
+
+
+def sets_of_sources(path: Iterable[Met]) -> dict[str, str]:
+    """The sets of `ipset` that name sources that rules translate, each with such a rule."""
+    found: dict[str, str] = {}
+    for finding in _translating(path):
+        for word in finding.on:
+            named = _of_ipset(word)
+            if named is not None:
+                found.setdefault(named[0], finding.rule.text)
+    return found
+
+
+def _of_ipset(word: str) -> tuple[str, int] | None:
+    """The set of `ipset` in which a condition looks for sources, and which part these are."""
+    parted = split(word)
+    if parted is None or parted.name != ipsets.MATCH or parted.negated:
+        return None
+    parts = parted.more.split(",")
+    return (parted.parts[0], parts.index("src")) if "src" in parts else None
+
+
+def _elements(word: str, finding: Followed, sets: ipsets.Sets) -> Iterator[str]:
+    """The sources that a condition names, those of sets one by one."""
+    named = _of_ipset(word)
+    if named is not None:
+        name, place = named
+        yield from (_part(element.split(","), place) for element in sets.get(name, ()))
+        return
+    listed, place = _concatenated(word) or (_sources(word), 0)
+    for part in listed:
+        elements = finding.table.sets.get(part[1:], ()) if part[0] == "@" else (part,)
+        yield from (_part(element.split(" . "), place) for element in elements)
+
+
+def _part(parts: Sequence[str], place: int) -> str:
+    return parts[place] if place < len(parts) else ""
+
+
+def _concatenated(word: str) -> tuple[tuple[str, ...], int] | None:
+    """The elements of a concatenation with a source in nft, and the place of the source."""
+    match = _CONCATENATED.fullmatch(word)
+    if " != " in word:
+        return None
+    if match is not None:
+        fields, values = match["fields"].split(" . "), match["value"].strip("{ }").split(", ")
+    else:
+        parts = word.split(" . ")
+        middle, odd = divmod(len(parts), 2)
+        field, _, value = parts[middle].rpartition(" ") if odd else ("", "", "")
+        fields, values = [*parts[:middle], field], [" . ".join((value, *parts[middle + 1 :]))]
+    places = [place for place, each in enumerate(fields) if each in {"ip saddr", "ip6 saddr"}]
+    return (tuple(values), places[0]) if len(fields) > 1 and places else None
 
 
 def _translating(path: Iterable[Met]) -> Iterator[Followed]:
@@ -111,7 +169,11 @@ def _leaves(word: str, family: int) -> bool:
     if is_interface(word):
         return True
     parted = split(word)
-    if parted is None or not parted.negated or parted.name not in _ENDS:
+    if parted is None or not parted.negated:
+        return False
+    if parted.name == ipsets.MATCH:
+        return "src" not in parted.more.split(",")
+    if parted.name not in _ENDS:
         return False
     excepted = [network for part in parted.parts for network in _networks(part)]
     if parted.name not in _SOURCES or not excepted:
@@ -122,10 +184,26 @@ def _leaves(word: str, family: int) -> bool:
     )
 
 
-def checks(path: Iterable[Met], policy: Policy) -> Iterator[Check]:
-    """Whether late RSTs of hidden networks would leave untranslated under this policy."""
+def checks(path: Iterable[Met], policy: Policy, sets: ipsets.Sets | None = None) -> Iterator[Check]:
+    """Whether late RSTs of hidden networks would leave untranslated under this policy.
+
+    Args:
+        path: The rules that a packet meets in every hook, for both families.
+        policy: The policy.
+        sets: The sets of `ipset`.
+    """
     mets = list(path)
-    hidden = networks(mets)
+    unread = {
+        name: rule for name, rule in sets_of_sources(mets).items() if name not in (sets or {})
+    }
+    if unread:
+        names = _some([f"{name} (`{rule}`)" for name, rule in unread.items()])
+        yield note(
+            "policy.leak",
+            f"not all sources that the host's rules hide are known: `ipset save` fails for {names}",
+            "install the Debian package ipset and run it as root, or check these sources by hand",
+        )
+    hidden = networks(mets, sets)
     for family, rule in _of_all_sources(mets).items():
         hidden[f"private IPv{family} sources"] = Hidden(_PRIVATE[family], rule)
     if not hidden:

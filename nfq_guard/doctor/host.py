@@ -3,7 +3,7 @@
 
 from collections.abc import Container, Iterator
 
-from nfq_guard.doctor import fate, foreign, hidden, host_rules, synproxy
+from nfq_guard.doctor import fate, foreign, hidden, host_rules, ipsets, synproxy
 from nfq_guard.doctor.check import Check, Status, ok
 from nfq_guard.doctor.host_rules import HostRules
 from nfq_guard.firewall.legacy_copy import LegacyCopy
@@ -33,7 +33,7 @@ def checks(rules: HostRules, policy: Policy | None) -> Iterator[Check]:
     if policy is not None:
         if synproxy.used(rules.tables):
             yield from synproxy.checks(policy)
-        yield from hidden.checks(path, policy)
+        yield from hidden.checks(path, policy, ipsets.read(hidden.sets_of_sources(path)))
 
 
 def event(queues: Container[int], copy: LegacyCopy | None = None) -> HostAccepts | HostTakes:

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from nfq_guard.doctor import hidden, marks, nft_rules, path
+from nfq_guard.doctor import collect, hidden, ipsets, marks, nft_rules, path
 from nfq_guard.doctor.check import Check, Status
 from nfq_guard.doctor.rule_model import ANY_MARK, Act, MarkWrite, Truth
 from nfq_guard.firewall import Backend, FailMode, Native, Place, RulesSpec
@@ -335,6 +335,77 @@ def test_sources_of_a_named_set_and_of_a_map(rule: list[object], said: str) -> N
     (check,) = hidden.checks(mets, load_compiled("preset:router"))
     assert said in check.what
     assert "private IPv4 sources" not in check.what
+
+
+def _pair(*parts: str) -> dict[str, object]:
+    return {"concat": list(parts)}
+
+
+OUT = {"meta": {"key": "oifname"}}
+PAIRS = [_pair("10.1.0.1", "wan0"), _pair("10.2.0.1", "wan1")]
+PAIR_SET = {"set": {"family": "inet", "table": "t", "name": "pairs", "elem": PAIRS}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "right", "sign", "found"),
+    [
+        ([SOURCE, OUT], {"set": PAIRS}, "==", {"10.1.0.1/32", "10.2.0.1/32"}),
+        ([SOURCE, OUT], "@pairs", "==", {"10.1.0.1/32", "10.2.0.1/32"}),
+        ([OUT, SOURCE], {"set": [_pair("wan0", "10.1.0.1")]}, "==", {"10.1.0.1/32"}),
+        ([SOURCE, OUT], _pair("10.1.0.1", "wan0"), "==", {"10.1.0.1/32"}),
+        ([SOURCE, OUT], {"set": PAIRS}, "!=", set()),
+        ([SOURCE, OUT], {"set": PAIRS[:1]}, "!=", set()),
+        ([OUT, {"meta": {"key": "mark"}}], {"set": [_pair("wan0", "1")]}, "==", set()),
+    ],
+)
+def test_sources_of_a_concatenation(
+    fields: list[object], right: object, sign: str, found: set[str]
+) -> None:
+    rule: list[object] = [matching({"concat": fields}, right, sign), {"masquerade": None}]
+    text = nft(rule, hook="postrouting", more=[PAIR_SET]).replace('"filter"', '"nat"')
+    mets = list(path.walk(nft_rules.Ruleset(text).tables(), 4))
+    assert {str(each.network) for each in hidden.networks(mets).values()} == found
+
+
+def test_sources_of_an_ipset() -> None:
+    mets = walk(
+        "*nat\n:POSTROUTING ACCEPT [0:0]\n"
+        "-A POSTROUTING -m set --match-set pairs dst,src -j MASQUERADE\n"
+        "-A POSTROUTING -m set ! --match-set other src -j MASQUERADE\n"
+    )
+    assert list(hidden.sets_of_sources(mets)) == ["pairs"]
+    router = load_compiled("preset:router")
+    (unread,) = hidden.checks(mets, router)
+    assert "`ipset save` fails for pairs (`-m set --match-set pairs dst,src" in unread.what
+    assert unread.status is Status.NOTE
+    (leaks,) = hidden.checks(mets, router, {"pairs": ("192.0.2.1,10.1.0.0/16", "192.0.2.1")})
+    assert leaks.what.startswith("late RST and FIN of 10.1.0.0/16 leave untranslated")
+    excepted = "-m set ! --match-set inside dst -o wan0 -j MASQUERADE"
+    mets = walk(f"*nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING {excepted}\n")
+    (leaks,) = hidden.checks(mets, router)
+    assert f"private IPv4 sources (`{excepted}`)" in leaks.what
+
+
+def test_the_elements_that_ipset_saves() -> None:
+    saved = (
+        "create lan hash:net,iface family inet comment\nadd lan 10.8.0.0/16,eth0\n"
+        'add lan 10.9.0.0/16,eth0 nomatch\nadd lan 10.7.0.0/16,eth0 timeout 9 comment "a b"\n'
+    )
+    assert ipsets.parse(saved) == ("10.8.0.0/16,eth0", "10.7.0.0/16,eth0")
+
+
+def test_the_sets_of_a_list_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = {
+        "all": "create all list:set size 8\nadd all lan\nadd all six\n",
+        "lan": "create lan hash:net family inet\nadd lan 10.8.0.0/16\n",
+        "six": "create six hash:net family inet6\nadd six fd05::/16\n",
+        "broken": "create broken list:set size 8\nadd broken gone\n",
+    }
+    monkeypatch.setattr(collect, "output", lambda *argv: saved.get(argv[-1]))
+    assert ipsets.read(["lan", "all", "none", "broken"]) == {
+        "lan": ("10.8.0.0/16",),
+        "all": ("10.8.0.0/16", "fd05::/16"),
+    }
 
 
 def test_a_mark_that_a_map_gives_to_some_packets() -> None:
