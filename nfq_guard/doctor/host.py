@@ -3,7 +3,7 @@
 
 from collections.abc import Container, Iterator
 
-from nfq_guard.doctor import fate, foreign, hidden, host_rules, ipsets, synproxy
+from nfq_guard.doctor import fate, foreign, hidden, host_rules, ipsets, routing, synproxy
 from nfq_guard.doctor.check import Check, Status, ok
 from nfq_guard.doctor.host_rules import HostRules
 from nfq_guard.firewall.legacy_copy import LegacyCopy
@@ -14,7 +14,7 @@ _TAKEN = frozenset({Status.WARNING, Status.PROBLEM})
 
 
 def checks(rules: HostRules, policy: Policy | None) -> Iterator[Check]:
-    """The doctor's checks `foreign`, `fate` and `policy`.
+    """The doctor's checks `foreign`, `fate`, `routing` and `policy`.
 
     Args:
         rules: The rules of the host.
@@ -29,6 +29,7 @@ def checks(rules: HostRules, policy: Policy | None) -> Iterator[Check]:
     if not named and not rules.problems:
         yield ok("foreign", "no other rules single out INVALID packets by their state")
     yield from fate.checks(path, unnamed=unnamed, complete=not rules.problems)
+    yield from routing.checks(rules.tables)
     yield from foreign.unread(rules.problems)
     if policy is not None:
         if synproxy.used(rules.tables):

@@ -127,7 +127,7 @@ def walk(tables: Sequence[Table], family: int) -> Iterator[Met]:
         tables: The tables of all packet filters.
         family: 4 or 6.
     """
-    mets = list(_walk(tables, family))
+    mets = list(_walk(tables, family, {}))
     filled = {(_sets_of(met), met.finding.rule.fills) for met in mets if met.finding.state}
     stopped = stops(mets)
     for each in mets:
@@ -139,6 +139,14 @@ def walk(tables: Sequence[Table], family: int) -> Iterator[Met]:
         yield (
             replace(met, finding=replace(met.finding, state=True, listed=True)) if aimed else met
         )
+
+
+def marks_behind(tables: Sequence[Table], family: int) -> dict[str, Marks]:
+    """The marks of packets of one family behind each hook, by hook."""
+    found: dict[str, Marks] = {}
+    for _ in _walk(tables, family, found):
+        pass
+    return found
 
 
 def stops(mets: Iterable[Met]) -> dict[int, Act]:
@@ -156,10 +164,10 @@ def _sets_of(met: Met) -> tuple[str, str]:
     return (table.nft_family, table.name) if table.nft_family else ("", "")
 
 
-def _walk(tables: Sequence[Table], family: int) -> Iterator[Met]:
+def _walk(tables: Sequence[Table], family: int, out: dict[str, Marks]) -> Iterator[Met]:
+    """As `walk`, without what one rule means for another one; `out` gets the marks by hook."""
     here = [table for table in tables if table.family == family]
     followers = [(table, Follower(table)) for table in here]
-    out: dict[str, Marks] = {}
     untracks: dict[str, bool] = {}
     for hook in (INGRESS, *HOOKS, _EGRESS):
         ours = _ours(here, hook)

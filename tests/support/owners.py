@@ -99,6 +99,13 @@ The other sets are written by hand. Rules of other protocols and of translation,
 chains and jumps without effect are cut.
 """
 
+ROUTES: Final = {
+    "istio-ambient.rules": ("fwmark", "0x111/0xfff", "lookup", "100", "pref", "32764"),
+    "mwan3.nft": ("fwmark", "0x100/0x3f00", "lookup", "1", "pref", "2001"),
+    "mwan3.rules": ("fwmark", "0x100/0x3f00", "lookup", "1", "pref", "2001"),
+}
+"""What the program adds by `ip rule add`, where that tests a mark that its rules restore."""
+
 _HEAD: Final = """\
 # Other programs' rules
 
@@ -132,13 +139,15 @@ def findings(name: str) -> list[dict[str, str]]:
             space.run("nft", "-f", "-", stdin=text)
         else:
             space.run("iptables-legacy-restore", "-w", stdin=text)
+        if name in ROUTES:
+            space.ip("rule", "add", *ROUTES[name])
         config = ("--config", str(TREE / "tests" / "doctor" / "kernel-drop.toml"))
         said = io.StringIO()
         with space.entered(), redirect_stdout(said):
             main(["rules", "install", "--quiet", "--backend", "legacy", *config])
             main(["doctor", "--format", "json", *config])
     checks = [json.loads(line) for line in said.getvalue().splitlines()]
-    wanted = ("foreign", "fate.", "rules.mark", "rules.order", "tracking.half")
+    wanted = ("foreign", "fate.", "routing", "rules.mark", "rules.order", "tracking.half")
     return [check for check in checks if check["id"].startswith(wanted) and check["status"] != "ok"]
 
 
@@ -153,6 +162,8 @@ def page() -> str:
             f"{check['status']}: {check['id'].removeprefix('fate.')}: {_cell(check['what'])}"
             for check in fates
         )
+        if any(check["id"] == "routing.mark" for check in checks):
+            says = f"{says or 'like any other packet'}, but may take another route"
         rows.append(f"| [{title}](#{_anchor(title)}) | {says or 'like any other packet'} |\n")
         sections.append(_section(title, name, checks))
     return _HEAD + "".join(rows) + "".join(sections)
@@ -166,8 +177,9 @@ def _section(title: str, name: str, checks: list[dict[str, str]]) -> str:
     said = "\n".join(
         [*(lines or ["- nothing: INVALID packets are treated like all others"]), *advice]
     )
+    route = f"\nWith `ip rule add {' '.join(ROUTES[name])}`.\n" if name in ROUTES else ""
     made = f"As loaded by {MADE[name]}:\n\n" if name in MADE else ""
-    return f"\n## {title}\n\n{made}```\n{rules}\n```\n\n{said}\n"
+    return f"\n## {title}\n\n{made}```\n{rules}\n```\n{route}\n{said}\n"
 
 
 def _cell(what: str) -> str:
