@@ -44,6 +44,7 @@ class Finding:
         state: Whether the rule, or a jump that leads to it, selects by conntrack state.
         default: Whether it is the policy of a base chain.
         listed: Whether it is for packets of a set to which a rule adds INVALID ones.
+        only: Whether the rule, or a jump that leads to it, is for INVALID packets only.
         untracked: Whether it takes the remaining packets (`default_deny`), and an earlier rule
             would have accepted the segment if it had a conntrack entry.
     """
@@ -58,6 +59,7 @@ class Finding:
     state: bool = False
     default: bool = False
     listed: bool = False
+    only: bool = False
     untracked: bool = False
 
     @property
@@ -228,10 +230,15 @@ class _Walker:
 
     def _add(self, rule: Rule, place: int, when: Condition, inner: Walk | None) -> None:
         """Add what the segment may meet by a rule."""
-        writes = rule.mark is not None or rule.tracking is not None or rule.fills
+        writes = rule.mark is not None or rule.tracking is not None or rule.template or rule.fills
         if rule.act in ENDS or writes:
             here = Finding(
-                self._table, self._name, _readable(rule, when.lost), truth=when.truth, on=when.on
+                self._table,
+                self._name,
+                _readable(rule, when.lost),
+                truth=when.truth,
+                on=when.on,
+                only=rule.when.only,
             )
             self._record((self._name, place), here, when)
         for finding in () if inner is None else inner.findings:
@@ -242,6 +249,7 @@ class _Walker:
                 path=(*finding.path, self._name),
                 truth=min(finding.truth, when.truth),
                 on=(*when.on, *finding.on),
+                only=finding.only or rule.when.only,
             )
             self._record(key, lifted, when)
 

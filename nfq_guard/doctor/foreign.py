@@ -2,6 +2,7 @@
 """Checks on other programs' rules that single out INVALID packets, by owner and place."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
 
 from nfq_guard.doctor import fate, owners
 from nfq_guard.doctor.check import Check, note, problem, warning
@@ -9,6 +10,11 @@ from nfq_guard.doctor.follow import Follower
 from nfq_guard.doctor.owners import SYNPROXY, owner_of
 from nfq_guard.doctor.path import Met, Order
 from nfq_guard.doctor.rule_model import ENDS, FAMILIES, TAKES, UNCERTAIN, Act, Table
+
+_TEMPLATED: Final = (
+    ": at that point every packet has a template of an earlier rule (CT) or is untracked "
+    "(notrack), so none matches"
+)
 
 
 def checks(path: Iterable[Met], *, unnamed: Iterable[Met] = ()) -> Iterator[Check]:
@@ -32,6 +38,7 @@ def checks(path: Iterable[Met], *, unnamed: Iterable[Met] = ()) -> Iterator[Chec
             finding.rule.act,
             finding.listed,
             met.stopped,
+            met.templated,
         )
         groups.setdefault(key, []).append(met)
     for group in groups.values():
@@ -106,9 +113,11 @@ def _check(group: list[Met], behind: Mapping[tuple[str, int], Met]) -> Check | N
         case Order.UNTRACKED if takes and met.finding.listed:
             return warning(name, f"{where}, {met.order}: the guard never sees them", todo)
         case Order.UNTRACKED if takes:
+            but = " without a template of an earlier rule (CT, notrack)" if met.templated else ""
             return problem(
                 name,
-                f"{where}: at that point no packet is tracked, so every packet matches as INVALID",
+                f"{where}: at that point no packet is tracked, so every packet{but} matches as "
+                "INVALID",
                 f"move it behind connection tracking; {todo}",
             )
         case Order.BEFORE:
@@ -120,7 +129,8 @@ def _check(group: list[Met], behind: Mapping[tuple[str, int], Met]) -> Check | N
         case Order.SHADOWED:
             return note(name, f"{where}, {met.order}: queued packets skip it")
         case Order.NEVER:
-            return note(name, f"{where}, {met.order}: it has no effect")
+            why = _TEMPLATED if met.templated else f", {met.order}"
+            return note(name, f"{where}{why}: it has no effect")
         case _ if met.finding.rule.act is Act.RESET:
             return problem(
                 name,

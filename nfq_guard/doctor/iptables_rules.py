@@ -143,6 +143,7 @@ def _rule(saved: SavedRule, table: SavedTable, protocol: str) -> Rule:
         restores=_restored(target),
         fills=_fills(matches, target),
         tracking=_tracking(target),
+        template=bool(target) and target[0].values in {("CT",), ("NOTRACK",)},
         own=is_own(name) or is_own(saved.chain),
     )
 

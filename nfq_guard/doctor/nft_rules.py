@@ -292,7 +292,7 @@ class _Reader:
                     conditions.append(when)
                     if mark is not None or zone is not None:
                         written = Rule(text, all_of(conditions), Act.GO_ON, handle=handle)
-                        yield replace(written, mark=mark, tracking=zone)
+                        yield replace(written, mark=mark, tracking=zone, template=zone is not None)
                 elif name == "vmap":
                     for when, verdict in self._segment.maps(value):
                         when_all = all_of([*conditions, when])
@@ -386,7 +386,8 @@ def _rule(text: str, handle: int, when: Condition, verdict: tuple[str, Any]) -> 
     if verdict[0] == "xt" and nft_xt.target(verdict[1]) == "MARK":
         return Rule(text, when, Act.GO_ON, mark=ANY_MARK, handle=handle)
     if verdict[0] == "notrack":
-        return Rule(text, when, Act.GO_ON, tracking=TrackingWrite(UNTRACKED), handle=handle)
+        tracking = TrackingWrite(UNTRACKED)
+        return Rule(text, when, Act.GO_ON, tracking=tracking, template=True, handle=handle)
     act, target = _verdict(*verdict)
     return Rule(text, when, act, target, own=is_own(target), handle=handle)
 

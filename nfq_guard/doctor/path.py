@@ -72,12 +72,14 @@ class Met:
         order: Its position relative to our rules.
         finding: The rule.
         stopped: The act of a rule in an earlier hook by which no packet gets here; None if some do.
+        templated: Whether some packets have a template before conntrack (`Rule.template`).
     """
 
     hook: str
     order: Order
     finding: Finding
     stopped: Act | None = None
+    templated: bool = False
 
 
 ON_THE_WAY: Final = frozenset({Order.BEFORE, Order.TIED, Order.AFTER})
@@ -130,8 +132,11 @@ def walk(tables: Sequence[Table], family: int) -> Iterator[Met]:
     mets = list(_walk(tables, family, {}))
     filled = {(_sets_of(met), met.finding.rule.fills) for met in mets if met.finding.state}
     stopped = stops(mets)
+    templates: list[Met] = []
     for each in mets:
-        met = each
+        met = _templated(each, templates)
+        if each.finding.rule.template:
+            templates.append(each)
         if each.hook in BEHIND_PREROUTING and each.order in ON_THE_WAY:
             met = replace(each, stopped=stopped.get(family))
         asked = {(_sets_of(met), word) for word in met.finding.on}
@@ -139,6 +144,35 @@ def walk(tables: Sequence[Table], family: int) -> Iterator[Met]:
         yield (
             replace(met, finding=replace(met.finding, state=True, listed=True)) if aimed else met
         )
+
+
+def _templated(met: Met, templates: Iterable[Met]) -> Met:
+    """A rule before conntrack, behind these rules that attach a template.
+
+    One for INVALID packets only has no effect where every packet has a template.
+    """
+    if met.order is not Order.UNTRACKED or not met.finding.state:
+        return met
+    before = [each for each in templates if (each.hook == "output") is (met.hook == "output")]
+    if met.finding.only and any(_covers(each, met) for each in before):
+        return replace(met, order=Order.NEVER, templated=True)
+    return replace(met, templated=bool(before))
+
+
+def _covers(template: Met, met: Met) -> bool:
+    """Whether every packet gets a template by a rule before it meets another one."""
+    same = template.finding.table is met.finding.table and _base(template) == _base(met)
+    return template.finding.certain and (same or _place(template) < _place(met))
+
+
+def _base(met: Met) -> str:
+    """The base chain of a rule."""
+    return (met.finding.path or (met.finding.chain,))[-1]
+
+
+def _place(met: Met) -> tuple[bool, int]:
+    """The place of a rule's base chain among those before conntrack."""
+    return (met.hook != INGRESS, met.finding.table.bases[_base(met)].priority)
 
 
 def marks_behind(tables: Sequence[Table], family: int) -> dict[str, Marks]:

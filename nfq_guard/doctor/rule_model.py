@@ -279,6 +279,8 @@ class Rule:
         fills: The match, in the words of `Condition.on`, that holds once this rule has added the
             packet to a set; empty where it adds nothing.
         tracking: Its effect on tracking; None without one.
+        template: Whether conntrack's template is attached to the packet, or the packet is not
+            tracked, from here on: the state before conntrack is NEW or UNTRACKED, not INVALID.
         own: Whether it is a rule of ours.
         handle: Its handle in nftables; 0 elsewhere.
     """
@@ -291,6 +293,7 @@ class Rule:
     restores: int = 0
     fills: str = ""
     tracking: TrackingWrite | None = None
+    template: bool = False
     own: bool = False
     handle: int = 0
 

@@ -577,6 +577,52 @@ def test_a_rule_of_another_device_leaves_the_mark_open() -> None:
     assert fate_of(list(path.walk(tables, 4)), "forward").status is Status.WARNING
 
 
+RAW = "*raw\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n:INV - [0:0]\n"
+
+
+@pytest.mark.parametrize(
+    ("rules", "status", "words"),
+    [
+        (f"-A PREROUTING -j CT --ctevents new\n{THEIRS}", Status.NOTE, "it has no effect"),
+        (f"-A PREROUTING -j CT --zone 3\n{THEIRS}", Status.NOTE, "has a template of an earlier"),
+        (f"-A PREROUTING -j NOTRACK\n{THEIRS}", Status.NOTE, "so none matches"),
+        (
+            "-A PREROUTING -j CT --zone 3\n"
+            "-A PREROUTING -m conntrack --ctstate INVALID -j INV\n-A INV -j DROP\n",
+            Status.NOTE,
+            "so none matches",
+        ),
+        (f"{THEIRS}-A PREROUTING -j CT --zone 3\n", Status.PROBLEM, "so every packet matches as"),
+        (f"-A OUTPUT -j CT --zone 3\n{THEIRS}", Status.PROBLEM, "so every packet matches as"),
+        (
+            f"-A PREROUTING -i eth0 -j CT --zone 3\n{THEIRS}",
+            Status.PROBLEM,
+            "so every packet without a template of an earlier rule (CT, notrack) matches as",
+        ),
+        (
+            "-A PREROUTING -j CT --zone 3\n"
+            "-A PREROUTING -m conntrack ! --ctstate ESTABLISHED -j DROP\n",
+            Status.PROBLEM,
+            "so every packet without a template",
+        ),
+    ],
+)
+def test_a_template_is_before_a_rule_in_raw(rules: str, status: Status, words: str) -> None:
+    (check,) = foreign.checks(walk(RAW + rules))
+    assert check.status is status
+    assert words in check.what
+
+
+@pytest.mark.parametrize(
+    ("priority", "status"), [(-310, Status.NOTE), (-300, Status.PROBLEM), (-290, Status.PROBLEM)]
+)
+def test_a_template_of_another_table(priority: int, status: Status) -> None:
+    zone = {"mangle": {"key": {"ct": {"key": "zone"}}, "value": 7}}
+    native = nft_rules.Ruleset(nft([zone], hook="prerouting", priority=priority)).tables()
+    (check,) = foreign.checks(path.walk([*tables_of(RAW + THEIRS), *native], 4))
+    assert check.status is status
+
+
 def test_rules_for_bridged_packets() -> None:
     text = nft([matching(STATE, "invalid", "in"), DROPPED], table="proxmox-firewall-guests")
     ruleset = nft_rules.Ruleset(text.replace('"inet"', '"bridge"'))

@@ -8,7 +8,7 @@ import pytest
 
 from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.conntrack.table import CTSTATES
-from nfq_guard.doctor import fate, host_rules, iptables_rules, nft_rules, path
+from nfq_guard.doctor import fate, foreign, host_rules, iptables_rules, nft_rules, path
 from nfq_guard.doctor.check import Status
 from nfq_guard.doctor.rule_model import TAKES, Act, Truth, known
 from nfq_guard.firewall import Backend, Family
@@ -126,6 +126,21 @@ def live() -> Iterator[LiveConntrack]:
     """A router on which an ACK without an entry is INVALID (tcp_loose=0)."""
     with LiveConntrack(Sysctls(loose=False)) as conntrack:
         yield conntrack
+
+
+@pytest.mark.parametrize(
+    ("target", "passes"),
+    [("CT --ctevents new", True), ("CT --zone 3", True), ("CT --notrack", True), (None, False)],
+)
+def test_a_template_keeps_packets_from_a_rule_in_raw(
+    live: LiveConntrack, target: str | None, *, passes: bool
+) -> None:
+    lines = [f"-A PREROUTING -j {target}"] if target else []
+    lines.append("-A PREROUTING -m conntrack --ctstate INVALID -j DROP")
+    live.space.run("iptables-legacy-restore", stdin="\n".join(["*raw", *lines, "COMMIT", ""]))
+    assert (live.send(tcp(SRC, DST, 40000, 80, SYN)) is not None) is passes
+    (check,) = foreign.checks(path.walk(host_rules.read().tables, 4))
+    assert ("it has no effect" in check.what) is passes
 
 
 def test_a_rule_of_a_device_drops_by_the_mark_of_invalid_packets(live: LiveConntrack) -> None:
