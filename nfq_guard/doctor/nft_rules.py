@@ -168,6 +168,8 @@ class Ruleset:
         """
         found: dict[tuple[str, str], dict[str, None]] = {}
         for (family, table, chain), rules in self._rules.items():
+            if family not in _FAMILIES:
+                continue  # ebtables' and arptables' rules have no match on the conntrack entry
             base = self._bases.get((family, table, chain))
             iptables = (family, table) not in unread and table in IPTABLES_TABLES
             if iptables and (base is None or _is_iptables((family, table, chain), base)):

@@ -464,6 +464,15 @@ def _of_iptables(*rules: list[object], policy: str = "accept") -> nft_rules.Rule
     return nft_rules.Ruleset(json.dumps({"nftables": items}))
 
 
+@pytest.mark.parametrize("family", ["bridge", "arp"])
+def test_rules_of_ebtables_and_arptables_hide_nothing(family: str) -> None:
+    """As `ebtables-nft -A FORWARD -p ipv4 --ip-proto tcp -j DROP`: no match on the state."""
+    rules: list[list[object]] = [[_xt("match", "ip"), _xt("target", "mark")]]
+    text = nft(*rules, table="filter").replace('"inet"', f'"{family}"')
+    assert list(nft_rules.Ruleset(text).unlisted()) == []
+    assert list(nft_rules.Ruleset(text).unlisted(_UNREAD)) == []
+
+
 _UNREAD = frozenset({("ip", "filter")})
 
 
