@@ -39,6 +39,7 @@ def checks(path: Iterable[Met], *, unnamed: Iterable[Met] = ()) -> Iterator[Chec
             finding.listed,
             met.stopped,
             met.templated,
+            met.order is Order.UNTRACKED and met.beside_conntrack,
         )
         groups.setdefault(key, []).append(met)
     for group in groups.values():
@@ -113,11 +114,9 @@ def _check(group: list[Met], behind: Mapping[tuple[str, int], Met]) -> Check | N
         case Order.UNTRACKED if takes and met.finding.listed:
             return warning(name, f"{where}, {met.order}: the guard never sees them", todo)
         case Order.UNTRACKED if takes:
-            but = " without a template of an earlier rule (CT, notrack)" if met.templated else ""
             return problem(
                 name,
-                f"{where}: at that point no packet is tracked, so every packet{but} matches as "
-                "INVALID",
+                f"{where}: {_untracked(met)}",
                 f"move it behind connection tracking; {todo}",
             )
         case Order.BEFORE:
@@ -140,6 +139,17 @@ def _check(group: list[Met], behind: Mapping[tuple[str, int], Met]) -> Check | N
             )
         case _:
             return warning(name, f"{where}, {met.order}: whatever the policy allows", todo)
+
+
+def _untracked(met: Met) -> str:
+    """What a rule before conntrack means by INVALID."""
+    if met.beside_conntrack:
+        return (
+            "it has the priority of connection tracking, and where it is loaded later, as by a "
+            "reload, it runs first: no packet is tracked then, so every packet matches as INVALID"
+        )
+    but = " without a template of an earlier rule (CT, notrack)" if met.templated else ""
+    return f"at that point no packet is tracked, so every packet{but} matches as INVALID"
 
 
 def _where(group: list[Met]) -> str:

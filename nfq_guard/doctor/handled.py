@@ -23,6 +23,10 @@ _ONWARD: Final = {
     "postrouting": ("postrouting", "egress"),
     "egress": ("egress",),
 }
+_UNTRACKED: Final = {
+    False: "no packet is tracked there, so every packet is INVALID to it",
+    True: "it may run before connection tracking, and every packet is INVALID to it then",
+}
 _HIDING: Final = frozenset({Order.BEFORE, Order.UNTRACKED, Order.TIED})
 
 
@@ -93,7 +97,7 @@ class Handled:
         self.mets.setdefault((met.hook, whole.family), met)
         places, obstacle = removed.removal_of(met.finding, whole)
         if met.order is Order.UNTRACKED:
-            obstacle = obstacle or "no packet is tracked there, so every packet is INVALID to it"
+            obstacle = obstacle or _UNTRACKED[met.beside_conntrack]
         self.obstacle = self.obstacle or obstacle
         known = {id(place.rule) for place in self.places}
         self.places += [place for place in places if id(place.rule) not in known]

@@ -81,6 +81,12 @@ class Met:
     stopped: Act | None = None
     templated: bool = False
 
+    @property
+    def beside_conntrack(self) -> bool:
+        """Whether the rule has conntrack's own priority: the one loaded last runs first."""
+        same = self.finding.table.bases[_base(self)].priority == CONNTRACK_PRIORITY
+        return same and self.hook != INGRESS
+
 
 ON_THE_WAY: Final = frozenset({Order.BEFORE, Order.TIED, Order.AFTER})
 """The orders of rules that apply to a packet that the policy allows, or would allow."""
@@ -151,7 +157,7 @@ def _templated(met: Met, templates: Iterable[Met]) -> Met:
 
     One for INVALID packets only has no effect where every packet has a template.
     """
-    if met.order is not Order.UNTRACKED or not met.finding.state:
+    if met.order is not Order.UNTRACKED or not met.finding.state or met.beside_conntrack:
         return met
     before = [each for each in templates if (each.hook == "output") is (met.hook == "output")]
     if met.finding.only and any(_covers(each, met) for each in before):

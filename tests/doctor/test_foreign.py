@@ -623,6 +623,21 @@ def test_a_template_of_another_table(priority: int, status: Status) -> None:
     assert check.status is status
 
 
+@pytest.mark.parametrize("priority", [-300, -201, -200, -199])
+def test_a_chain_at_the_priority_of_conntrack(priority: int) -> None:
+    rule = [matching(STATE, "invalid", "in"), DROPPED]
+    zone = [{"mangle": {"key": {"ct": {"key": "zone"}}, "value": 7}}]
+    tables = nft_rules.Ruleset(nft(rule, hook="prerouting", priority=priority)).tables()
+    (check,) = foreign.checks(path.walk(tables, 4))
+    assert check.status is Status.PROBLEM
+    assert ("it has the priority of connection tracking" in check.what) is (priority == -200)
+    assert ("at that point no packet is tracked" in check.what) is (priority < -200)
+    text = nft(zone, hook="prerouting", priority=-310, table="z")
+    mets = path.walk([*nft_rules.Ruleset(text).tables(), *tables], 4)
+    (check,) = foreign.checks(mets)
+    assert ("it has no effect" in check.what) is (priority < -200)
+
+
 def test_rules_for_bridged_packets() -> None:
     text = nft([matching(STATE, "invalid", "in"), DROPPED], table="proxmox-firewall-guests")
     ruleset = nft_rules.Ruleset(text.replace('"inet"', '"bridge"'))

@@ -2,7 +2,8 @@
 """docs/owners.md matches the doctor's findings, and these match the kernel."""
 
 import json
-from collections.abc import Iterator, Sequence
+import socket
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
@@ -13,6 +14,7 @@ from nfq_guard.doctor.check import Status
 from nfq_guard.doctor.rule_model import TAKES, Act, Truth, known
 from nfq_guard.firewall import Backend, Family
 from nfq_guard.firewall.saved import parse
+from nfq_guard.lab.netns import Namespace
 from nfq_guard.wire.packet import ACK, SYN
 from tests.support import owners
 from tests.support.listings import fate_of
@@ -141,6 +143,26 @@ def test_a_template_keeps_packets_from_a_rule_in_raw(
     assert (live.send(tcp(SRC, DST, 40000, 80, SYN)) is not None) is passes
     (check,) = foreign.checks(path.walk(host_rules.read().tables, 4))
     assert ("it has no effect" in check.what) is passes
+
+
+@pytest.mark.parametrize("reloaded", [False, True])
+def test_the_order_of_a_chain_at_the_priority_of_conntrack(
+    namespace: Callable[[str], Namespace], *, reloaded: bool
+) -> None:
+    """The first rule on the state starts conntrack, which then runs before the chain."""
+    space = namespace("beside")
+    rules = (
+        "table ip m {\nchain c {\ntype filter hook output priority -200\n"
+        "ct state invalid counter\n}\n}\n"
+    )
+    space.run("nft", "-f", "-", stdin=rules)
+    if reloaded:
+        space.run("nft", "-f", "-", stdin=f"flush ruleset\n{rules}")
+    space.ip("link", "set", "lo", "up")
+    with space.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.sendto(b"x", ("127.0.0.1", 9))
+    listed = space.run("nft", "-j", "list", "chain", "ip", "m", "c").stdout
+    assert (sum(_packets(listed)) > 0) is reloaded
 
 
 def test_a_rule_of_a_device_drops_by_the_mark_of_invalid_packets(live: LiveConntrack) -> None:
