@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from nfq_guard.finding import Reason
 from nfq_guard.names import counted
 from nfq_guard.report.summary import Summary, add_event
+from nfq_guard.report.timeline import Bars
 from nfq_guard.telemetry.reader import ReadEvent
 
 # A pattern in fewer packets is chance.
@@ -210,18 +211,20 @@ def _overload(summary: Summary, findings: Sequence[Mapping[str, str]]) -> Iterat
     ]
     bars = summary.timeline.bars(_BARS)
     heights = [] if bars is None else sorted(sum(bar) for bar in bars.heights)
+    flows = 0 if bars is None else _flows_in_busiest(summary, bars)
     is_burst = (
         len(heights) >= _LEAST_FLOWS
         and heights[-1] >= _LEAST_PACKETS
         and heights[-1] >= _BURST * max(heights[len(heights) // 2], 1)
-        and len(summary.flows) >= _LEAST_FLOWS
+        and flows >= _LEAST_FLOWS
     )
     if said or is_burst:
         evidence = []
         if is_burst and bars is not None:
             evidence.append(
-                f"{heights[-1]:,.0f} packets of many flows came within {bars.width:,} s, and "
-                f"{heights[len(heights) // 2]:,.0f} in the middle of all such times"
+                f"{heights[-1]:,.0f} packets of up to {flows:,} flows{_told_apart(summary)} came "
+                f"within {bars.width:,} s, and {heights[len(heights) // 2]:,.0f} in the middle of "
+                "all such times"
             )
         if said:
             evidence.append("the doctor found: " + "; ".join(said))
@@ -231,6 +234,21 @@ def _overload(summary: Summary, findings: Sequence[Mapping[str, str]]) -> Iterat
             "Look at /proc/net/softnet_stat, and spread the work by more receive queues or RPS: a "
             "full backlog delays and drops packets, whose retransmissions then come too late.",
         )
+
+
+def _flows_in_busiest(summary: Summary, bars: Bars) -> int:
+    """The flows with a packet before the end of the busiest bar and one after its beginning.
+
+    A flow may have none in between, so there are at most so many.
+    """
+    sums = [sum(bar) for bar in bars.heights]
+    begin = bars.start + sums.index(max(sums)) * bars.width
+    end = begin + bars.width
+    return sum(
+        flow.counts.first.timestamp() < end and flow.counts.last.timestamp() >= begin
+        for flow in summary.flows.values()
+        if flow.counts.first is not None and flow.counts.last is not None
+    )
 
 
 _BAD: Final = frozenset({"warning", "problem"})

@@ -187,7 +187,16 @@ def test_a_burst_over_many_flows() -> None:
         for number in range(300)
     ]
     hint = found(*calm, *burst)["The receiver is overloaded."]
-    assert hint.evidence.startswith("301 packets of many flows came within 20 s, and 0")
+    assert hint.evidence.startswith("301 packets of up to 21 flows came within 20 s, and 0")
+
+
+def test_a_burst_of_one_flow_is_no_overload() -> None:
+    """Although the recording has many flows besides."""
+    calm = [plain(60 * number) for number in range(30)]
+    burst = [
+        event(timestamp=at(900), dport=60000, seq=9000 + number, payload=1) for number in range(300)
+    ]
+    assert "The receiver is overloaded." not in found(*calm, *burst)
 
 
 def test_what_the_doctor_found() -> None:
