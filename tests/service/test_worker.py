@@ -435,6 +435,20 @@ def stray_and_reset(flags: str = "R") -> tuple[Queued, Queued]:
     return queued(bytes(stray / b"data")), queued(bytes(reset))
 
 
+def test_folded_packets_keep_the_evidence_with_which_they_were_judged(tmp_path: Path) -> None:
+    """Also where no flow was found, so that nothing of a flow says where it was looked up."""
+    queue = FakeQueue(*[queued(b"D")] * 6)
+    one = worker(queue, tmp_path / "log", FakeEngine(), interval_s=10)
+    one.stats.evidence = Evidence.BPF
+    one.process_batch()
+    one.stats.evidence = Evidence.CTNETLINK
+    one.process_batch()
+    one.close(0)
+    judged = [each for each in events(tmp_path / "log") if each["event"] == "packet_judged"]
+    packets = [(each["evidence"], each.get("count", 1)) for each in judged]
+    assert packets == [("bpf", 1), ("bpf", 2), ("ctnetlink", 1), ("ctnetlink", 2)]
+
+
 def test_pods_are_those_of_the_time_of_the_event(tmp_path: Path) -> None:
     packet = bytes(IP(src="10.0.0.1", dst="10.0.0.2") / UDP(sport=1, dport=2))
     queue = FakeQueue(*[queued(packet)] * 3)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Final, Protocol, final
 
 from nfq_guard.engine import VERDICT_DROP, Judgment, Mode
-from nfq_guard.flow import FlowKey
+from nfq_guard.flow import Evidence, FlowKey
 from nfq_guard.nfqueue.counters import CounterFile, QueueCounters
 from nfq_guard.policy.decision import Action, Policy
 from nfq_guard.policy.shadow import Difference
@@ -163,6 +163,8 @@ class Worker:
         self._pods: Mapping[bytes, Pod] | None = None
         self._resets = Resets()
         self._until_sample = _SAMPLED
+        # Of the packets that the limiter holds.
+        self._evidence = stats.evidence
         self._allowed = 0
         self._log_unrecorded_at = float("-inf")
         self._last_id = 0
@@ -339,7 +341,7 @@ class Worker:
 
     def close(self, now: float) -> None:
         """Log what the limiter still holds, undo offloads and heals, and close files."""
-        self._emit(self._limiter.rest(now))
+        self._emit(self._limiter.rest(now), self._evidence)
         self._log_unrecorded(now)
         self._log_suppressed(now)
         if self._healer is not None:
@@ -380,6 +382,9 @@ class Worker:
             self._healer.resync()
 
     def _log_judgments(self, judgments: list[Judgment], now: float) -> None:
+        if self.stats.evidence is not self._evidence:
+            self._emit(self._limiter.rest(now), self._evidence)
+            self._evidence = self.stats.evidence
         due: list[Fold] = []
         for judgment in judgments:
             shadow = judgment.shadow
@@ -396,7 +401,7 @@ class Worker:
             else:
                 self._allowed += 1
         if due:
-            self._emit(due)
+            self._emit(due, self._evidence)
             self._events.push(now)
 
     def _link_reset(self, judgment: Judgment, now: float) -> None:
@@ -419,16 +424,18 @@ class Worker:
         """Emit what the limiter holds, before what judges the packets changes."""
         self._emit_between(self._limiter.rest(time.monotonic()))
         # That of the packets that were judged meanwhile.
-        self._emit(self._limiter.rest(time.monotonic()))
+        self._emit(self._limiter.rest(time.monotonic()), self._evidence)
 
     def _emit_between(self, due: list[Fold]) -> None:
         """Emit in slices, with packets in between: a thousand events take tens of milliseconds."""
+        evidence = self._evidence
         for begin in range(0, len(due), _SLICE):
             if begin:
                 self.process_batch()
-            self._emit(due[begin : begin + _SLICE])
+            self._emit(due[begin : begin + _SLICE], evidence)
 
-    def _emit(self, due: list[Fold]) -> None:
+    def _emit(self, due: list[Fold], evidence: Evidence) -> None:
+        """Emit events; `evidence` is where the flows of their packets were looked up."""
         if not due:
             return
         epoch = self._epoch = _epoch(self._epoch)
@@ -439,7 +446,7 @@ class Worker:
                     judgment,
                     mode=self._judge.mode,
                     queue_num=self._reader.queue_num,
-                    evidence=self.stats.evidence,
+                    evidence=evidence,
                     when=timestamp(epoch + fold.last),
                     count=fold.count,
                     first=timestamp(epoch + fold.first) if fold.count > 1 else None,
