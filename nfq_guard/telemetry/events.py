@@ -717,6 +717,24 @@ class PacketsShed(Event, frozen=True, kw_only=True, tag="packets_shed"):
 
 
 @final
+class PacketsUnjudged(_Queued, frozen=True, kw_only=True, tag="packets_unjudged"):
+    """Packets got the verdict of the fail mode instead of being judged."""
+
+    level: ClassVar[Level] = "warning"
+    unread: Annotated[
+        int,
+        _number(
+            "Read by a daemon that was killed, or lost on the way to it, since the last such"
+            " event.",
+            "packets",
+        ),
+    ]
+    failed: Annotated[
+        int, _number("Judging them failed, by a bug of the daemon, since then.", "packets")
+    ]
+
+
+@final
 class LookupsFailed(_Queued, frozen=True, kw_only=True, tag="lookups_failed"):
     """The kernel refused flow lookups; their packets were judged without evidence."""
 
@@ -741,6 +759,17 @@ class AllowedUnrecorded(Event, frozen=True, kw_only=True, tag="allowed_unrecorde
     """Packets that the policy allowed have no event, because `log_allowed` is off."""
 
     packets: Annotated[int, _number("How many since the last such event.", "packets")]
+
+
+@final
+class PacketsUnrecorded(_Queued, frozen=True, kw_only=True, tag="packets_unrecorded"):
+    """A worker was killed or crashed before all packets that it had judged had an event."""
+
+    level: ClassVar[Level] = "warning"
+    packets: Annotated[
+        int,
+        _number("How many by its last report, a quarter of a second before at most.", "packets"),
+    ]
 
 
 @final
@@ -859,6 +888,10 @@ class StoppedUnderLoad(Event, frozen=True, kw_only=True, tag="stopped_under_load
     waited_s: Annotated[float, _text("How long it was drained, seconds.")]
 
 
+Gap = KernelDroppedPackets | KernelPassedPackets | PacketsShed | PacketsUnjudged | Offloaded
+"""Events about missing packets that may come once a second."""
+
+
 EVENTS: Final[tuple[type[Event], ...]] = (
     PacketJudged,
     Started,
@@ -900,9 +933,11 @@ EVENTS: Final[tuple[type[Event], ...]] = (
     KernelDroppedPackets,
     KernelPassedPackets,
     PacketsShed,
+    PacketsUnjudged,
     LookupsFailed,
     EventsSuppressed,
     AllowedUnrecorded,
+    PacketsUnrecorded,
     LogLinesDropped,
     PodsUnread,
     OffloadFailed,

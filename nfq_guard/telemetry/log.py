@@ -18,12 +18,15 @@ from nfq_guard.telemetry.events import (
     AllowedUnrecorded,
     Event,
     EventsSuppressed,
+    Gap,
     KernelDroppedPackets,
     KernelPassedPackets,
     LogLinesDropped,
     Offloaded,
     PacketJudged,
     PacketsShed,
+    PacketsUnjudged,
+    PacketsUnrecorded,
     name_of,
     own_fields,
     timestamp,
@@ -35,13 +38,16 @@ from nfq_guard.telemetry.sink import LineSink
 _LOST_S: Final = 60.0
 # Minimum time between two lines about missing packets in the file of events, seconds.
 _GAPS_S: Final = 60.0
-# Events about missing packets that may come once a second, and their numbers since the last one.
+# The numbers of each `Gap` since the last one of its class.
 _SINCE_LAST: Final[dict[type[Event], tuple[str, ...]]] = {
     KernelDroppedPackets: ("since_last",),
     KernelPassedPackets: ("since_last",),
     PacketsShed: ("packets",),
+    PacketsUnjudged: ("unread", "failed"),
     Offloaded: ("offloaded_flows", "offload_drops", "offload_refused", "offload_full"),
 }
+# Events about missing packets that are rare.
+_RARE: Final = (EventsSuppressed, AllowedUnrecorded, PacketsUnrecorded, LogLinesDropped)
 _FOLLOW_S: Final = 1.0
 
 
@@ -112,7 +118,7 @@ class EventLog:
         self.recording = recording
         self._recorded = recorded
         self._sinks = tuple(dict.fromkeys(output.sink for output in self.outputs))
-        self._gaps: dict[type[Event], Event] = {}
+        self._gaps: dict[tuple[type[Gap], int | None], Gap] = {}
         self._gaps_at = float("-inf")
         self._lost_logged = 0
         self._lost_at = float("-inf")
@@ -158,9 +164,10 @@ class EventLog:
             if isinstance(event, PacketJudged):
                 self.recording.write_packets(self._recorded(event), event.count)
                 return
-            if isinstance(event, EventsSuppressed | AllowedUnrecorded | LogLinesDropped):
+            if isinstance(event, _RARE):
                 self.recording.write_gap(self._recorded(event))
-            self._hold_gap(event)
+            elif isinstance(event, Gap):
+                self.hold(event)
         for logger in self._loggers:
             # The wrapper's way to find a method of the wrapped logger.
             logger._proxy_to_logger(event.level, cast("str", event), at=at)  # noqa: SLF001 - for wrappers' use
@@ -202,7 +209,7 @@ class EventLog:
         if self.recording is not None:
             if self._gaps and now >= self._gaps_at:
                 self._gaps_at = now + _GAPS_S
-                self._write_gaps(self.recording)
+                self.write_held()
             self.recording.push(now)
 
     def log_lost(self, now: float, *, ending: bool = False) -> None:
@@ -229,30 +236,38 @@ class EventLog:
         for sink in self._sinks:
             sink.reopen()
 
-    def close(self, now: float) -> None:
-        """Write as much as possible, and close all outputs."""
-        if self.recording is not None:
-            self._write_gaps(self.recording)
-        for sink in self._all:
-            sink.close(now)
+    def held(self) -> list[Gap]:
+        """The events about missing packets that the recording does not have yet."""
+        return list(self._gaps.values())
 
-    def _hold_gap(self, event: Event) -> None:
-        """Hold an event of `_SINCE_LAST` for the recording, with the numbers of those before it.
+    def write_held(self) -> None:
+        """Write `held` into the recording now."""
+        if self.recording is not None:
+            for event in self._gaps.values():
+                self.recording.write_gap(self._recorded(event))
+        self._gaps.clear()
+
+    def hold(self, event: Gap) -> None:
+        """Hold an event for the recording, with the numbers of those before it.
 
         A recording takes lines about missing packets also at its maximum size, and therefore few.
+        Without a recording, do nothing.
         """
+        if self.recording is None:
+            return
         kind = type(event)
-        held = self._gaps.get(kind)
+        key = kind, getattr(event, "queue", None)
+        held = self._gaps.get(key)
         if held is not None:
             sums = {name: getattr(held, name) + getattr(event, name) for name in _SINCE_LAST[kind]}
             event = msgspec.structs.replace(event, **sums)
-        if kind in _SINCE_LAST:
-            self._gaps[kind] = event
+        self._gaps[key] = event
 
-    def _write_gaps(self, recording: Recording) -> None:
-        for event in self._gaps.values():
-            recording.write_gap(self._recorded(event))
-        self._gaps.clear()
+    def close(self, now: float) -> None:
+        """Write as much as possible, and close all outputs."""
+        self.write_held()
+        for sink in self._all:
+            sink.close(now)
 
 
 def _file_of(output: Output) -> LineSink | _Prefixed:

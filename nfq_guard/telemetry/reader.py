@@ -35,6 +35,8 @@ from nfq_guard.telemetry.events import (
     Offloaded,
     PacketJudged,
     PacketsShed,
+    PacketsUnjudged,
+    PacketsUnrecorded,
     name_of,
 )
 from nfq_guard.telemetry.journal import fields_of
@@ -57,7 +59,9 @@ _SUPPRESSED: Final = name_of(EventsSuppressed)
 _KERNEL_DROPPED: Final = name_of(KernelDroppedPackets)
 _KERNEL_PASSED: Final = name_of(KernelPassedPackets)
 _SHED: Final = name_of(PacketsShed)
+_UNJUDGED: Final = name_of(PacketsUnjudged)
 _OFFLOADED: Final = name_of(Offloaded)
+_UNRECORDED: Final = name_of(PacketsUnrecorded)
 _ALLOWED: Final = name_of(AllowedUnrecorded)
 _GAPS: Final = frozenset(
     {
@@ -65,6 +69,8 @@ _GAPS: Final = frozenset(
         _KERNEL_DROPPED,
         _KERNEL_PASSED,
         _SHED,
+        _UNJUDGED,
+        _UNRECORDED,
         _OFFLOADED,
         _ALLOWED,
         name_of(LogLinesDropped),
@@ -123,8 +129,10 @@ class Unrecorded(msgspec.Struct, kw_only=True):
         kernel_dropped: Packets that the kernel dropped before they could be judged.
         kernel_passed: Packets that passed unjudged, because more arrived than could be judged.
         shed: Packets above `max_rate_pps`, which were left to the fail mode.
+        unjudged: Packets that were left to the fail mode, because a daemon was killed or failed.
         offloaded: Packets that the kernel dropped by order of the policy then in force.
         allowed: Packets that the policy then in force allowed, without `log_allowed`.
+        lost_judged: Packets that a worker had judged, and that had no event when it was killed.
         lost_lines: Lines that the log lost; each may represent any number of packets.
     """
 
@@ -132,8 +140,10 @@ class Unrecorded(msgspec.Struct, kw_only=True):
     kernel_dropped: int = 0
     kernel_passed: int = 0
     shed: int = 0
+    unjudged: int = 0
     offloaded: int = 0
     allowed: int = 0
+    lost_judged: int = 0
     lost_lines: int = 0
 
     def texts(self) -> list[str]:
@@ -151,6 +161,10 @@ class Unrecorded(msgspec.Struct, kw_only=True):
             found.append(f"{self.kernel_passed:,} packets passed unjudged: the queue was full")
         if self.shed:
             found.append(f"{self.shed:,} packets were never judged: above max_rate_pps")
+        if self.unjudged:
+            found.append(f"{self.unjudged:,} packets were never judged: the daemon failed")
+        if self.lost_judged:
+            found.append(f"{self.lost_judged:,} packets have no event: their worker was killed")
         if self.lost_lines:
             found.append(f"{self.lost_lines:,} lines are lost: their packets are unknown")
         return found
@@ -163,6 +177,8 @@ class _Gap(msgspec.Struct):
     since_last: _Count = 0
     offload_drops: _Count = 0
     lines: _Count = 0
+    unread: _Count = 0
+    failed: _Count = 0
 
 
 @final
@@ -256,6 +272,10 @@ class EventReader:
             unrecorded.kernel_passed += gap.since_last
         elif name == _SHED:
             unrecorded.shed += gap.packets
+        elif name == _UNJUDGED:
+            unrecorded.unjudged += gap.unread + gap.failed
+        elif name == _UNRECORDED:
+            unrecorded.lost_judged += gap.packets
         elif name == _ALLOWED:
             unrecorded.allowed += gap.packets
         elif name == _OFFLOADED:

@@ -120,8 +120,10 @@ class UnrecordedRecord(TypedDict):
         kernel_dropped: Packets that the kernel dropped before they could be judged.
         kernel_passed: Packets that passed unjudged, because more arrived than could be judged.
         shed: Packets above `max_rate_pps`, which were left to the fail mode.
+        unjudged: Packets that were left to the fail mode, because a daemon was killed or failed.
         offloaded: Packets that the kernel dropped by order of the policy then in force.
         allowed: Packets that the policy then in force allowed, without `log_allowed`.
+        lost_judged: Packets that a worker had judged, and that had no event when it was killed.
         lost_lines: Lines that the log lost; each may represent any number of packets.
     """
 
@@ -129,8 +131,10 @@ class UnrecordedRecord(TypedDict):
     kernel_dropped: int
     kernel_passed: int
     shed: int
+    unjudged: int
     offloaded: int
     allowed: int
+    lost_judged: int
     lost_lines: int
 
 
@@ -212,8 +216,10 @@ def result(
             "kernel_dropped": unrecorded.kernel_dropped,
             "kernel_passed": unrecorded.kernel_passed,
             "shed": unrecorded.shed,
+            "unjudged": unrecorded.unjudged,
             "offloaded": unrecorded.offloaded,
             "allowed": unrecorded.allowed,
+            "lost_judged": unrecorded.lost_judged,
             "lost_lines": unrecorded.lost_lines,
         },
         "doubtful": trial.doubtful,

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from nfq_guard.lab.netns import Namespace
+from nfq_guard.telemetry.reader import EventReader
 from tests.support.cni import write
 from tests.support.queue import PORT, GuardProcess, wait_for
 from tests.support.supervised import HOSTS, QUEUES, Supervised, queue_all
@@ -81,6 +82,26 @@ def test_a_killed_worker_is_replaced_alone(supervised: Supervised) -> None:
         assert supervised.status()["queues"][1]["restarts"] == 1
         assert guard.events("packet_judged")[-1]["mode"] == "dry-run"
         assert guard.stop() == 0
+
+
+def test_what_a_killed_worker_had_not_recorded_is_a_gap(supervised: Supervised) -> None:
+    """Folded packets, those above the limit of events, and allowed ones without an event."""
+    file = supervised.directory / "events.jsonl"
+    supervised.configure("log", f'events_file = "{file}"', "log_events_per_s = 1")
+    with supervised.start() as guard:
+        sent = supervised.send(20)
+        wait_for(lambda: supervised.status()["actions"]["log"] == sent)
+        for pid in supervised.pids():
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: len(guard.events("worker_ended")) == len(QUEUES))
+        wait_for(supervised.all_serving)
+        assert guard.stop() == 0
+    reader = EventReader()
+    with file.open("rb") as stream:
+        recorded = sum(read.event.count for read in reader.read(stream))
+    missing = reader.unrecorded
+    assert missing.lost_judged > 0
+    assert recorded + missing.suppressed + missing.lost_judged == sent
 
 
 def test_without_bypass_the_queue_of_a_dead_worker_drops(namespace: Make, tmp_path: Path) -> None:

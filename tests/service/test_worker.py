@@ -102,6 +102,8 @@ def test_every_packet_one_verdict(tmp_path: Path) -> None:
     names = [event["event"] for event in events(tmp_path / "log")]
     assert names.count("packet_judged") == 3
     assert names.count("judging_failed") == 1
+    unjudged = [each for each in events(tmp_path / "log") if each["event"] == "packets_unjudged"]
+    assert [(each["unread"], each["failed"]) for each in unjudged] == [(0, 2)]
     one.close(100)
 
 
@@ -144,6 +146,8 @@ def test_packets_that_were_never_read(
     assert one.stats.counters["unread_packets"] == 3
     assert one.process_batch() == 0
     one.close(0)
+    unjudged = [each for each in events(tmp_path / "log") if each["event"] == "packets_unjudged"]
+    assert [(each["unread"], each["failed"]) for each in unjudged] == [(3, 0)]
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_it_serves_despite_failed_housekeeping(tmp_path: Path) -> None:
         loop.every(0.001, fail)
         server = SimpleNamespace(
             queue=SimpleNamespace(socket_buffer_bytes=1, refused=[]),
-            worker=SimpleNamespace(stats=Stats()),
+            worker=SimpleNamespace(stats=Stats(), unrecorded=lambda: 0),
             begin=lambda: None,
             finish=lambda _hurried: None,
         )

@@ -272,6 +272,8 @@ def test_what_a_recording_says_is_missing() -> None:
         {"event": "offloaded", "offload_drops": 7},
         {"event": "log_lines_dropped", "lines": 8},
         {"event": "packets_shed", "packets": 9},
+        {"event": "packets_unjudged", "unread": 10, "failed": 1},
+        {"event": "packets_unrecorded", "packets": 12},
         {"event": "events_suppressed", "packets": -1},
     ]
     reader = EventReader()
@@ -279,5 +281,6 @@ def test_what_a_recording_says_is_missing() -> None:
     missing = reader.unrecorded
     assert (missing.suppressed, missing.kernel_dropped) == (5, 6)
     assert (missing.offloaded, missing.lost_lines, missing.shed) == (7, 8, 9)
-    assert len(missing.texts()) == 5
+    assert (missing.unjudged, missing.lost_judged) == (11, 12)
+    assert len(missing.texts()) == 7
     assert reader.skipped == 1

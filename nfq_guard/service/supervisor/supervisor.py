@@ -71,6 +71,7 @@ from nfq_guard.service.worker.queue_server import QueueServer
 from nfq_guard.telemetry.events import (
     MessageRefused,
     Note,
+    PacketsUnrecorded,
     SupervisionFailed,
     WorkerEnded,
     WorkerFailed,
@@ -440,11 +441,22 @@ class Supervisor:
         how = handle.reap()
         with self._surviving(handle):
             self._take_rest(handle)
+            self._state_gaps(handle)
         handle.down(time.monotonic())
         with self._surviving(handle):
             self._go_on_without(handle.queue_num)
         if not self._finishing:
             self._events.emit(WorkerEnded(queue=handle.queue_num, pid=pid, how=how))
+
+    def _state_gaps(self, handle: WorkerHandle) -> None:
+        """State the packets that an exited process did not record, by its last report.
+
+        At an orderly end there are none.
+        """
+        for gap in handle.held:
+            self._events.hold(gap)
+        if handle.unrecorded:
+            self._events.emit(PacketsUnrecorded(queue=handle.queue_num, packets=handle.unrecorded))
 
     def _take_rest(self, handle: WorkerHandle) -> None:
         channel, log = handle.channel, handle.log

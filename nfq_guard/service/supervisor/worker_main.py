@@ -127,6 +127,7 @@ class WorkerProcess:
         )
         self._loop.run()
         serving.finish(lambda: False)
+        self._events.write_held()
         self._report(serving)
 
     def _report(self, serving: QueueServer) -> None:
@@ -134,6 +135,8 @@ class WorkerProcess:
             **serving.worker.stats.plain(),
             "messages_refused": self._refused.count,
             "last_error": self._events.last_error,
+            "unrecorded": serving.worker.unrecorded(),
+            "held": self._events.held(),
         }
         self._channel.send(msgspec.convert(numbers, Numbers))
 

@@ -31,6 +31,7 @@ from nfq_guard.telemetry.events import (
     KernelDroppedPackets,
     LookupsFailed,
     PacketJudged,
+    PacketsUnjudged,
     Pod,
     exception_texts,
     timestamp,
@@ -172,6 +173,8 @@ class Worker:
         self._logged_suppressed = 0
         self._logged_file_full = 0
         self._log_suppressed_at = float("-inf")
+        self._logged_unread = 0
+        self._logged_failures = 0
         self._logged_lookup_errors = 0
         self._log_lookup_errors_at = float("-inf")
         self._counter_file = counter_file or _readable_counters()
@@ -261,6 +264,7 @@ class Worker:
             self._offloader.tick(now)
         if self._healer is not None:
             self._healer.tick(now)
+        self._log_unjudged()
         self._log_lookup_errors(now)
         if now >= self._log_unrecorded_at:
             self._log_unrecorded(now)
@@ -339,9 +343,16 @@ class Worker:
             for fold in self._limiter.pending()
         ]
 
+    def unrecorded(self) -> int:
+        """The judged packets that neither have an event nor are counted by one so far."""
+        by_limits = self._limiter.suppressed - self._logged_suppressed
+        by_limits += self._unrecorded - self._logged_file_full
+        return by_limits + self._allowed + sum(fold.count for fold in self._limiter.pending())
+
     def close(self, now: float) -> None:
         """Log what the limiter still holds, undo offloads and heals, and close files."""
         self._emit(self._limiter.rest(now), self._evidence)
+        self._log_unjudged()
         self._log_unrecorded(now)
         self._log_suppressed(now)
         if self._healer is not None:
@@ -500,6 +511,18 @@ class Worker:
                 )
             )
         self._logged_drops = drops
+
+    def _log_unjudged(self) -> None:
+        """Log packets that got the verdict of the fail mode since the last call, if any."""
+        counters = self.stats.counters
+        unread = counters["unread_packets"] - self._logged_unread
+        failed = self._safe_judge.failures - self._logged_failures
+        if unread or failed:
+            self._events.emit(
+                PacketsUnjudged(queue=self._reader.queue_num, unread=unread, failed=failed)
+            )
+        self._logged_unread += unread
+        self._logged_failures += failed
 
     def _log_lookup_errors(self, now: float) -> None:
         """Log lookups that failed since the last such line, at most once a minute."""
