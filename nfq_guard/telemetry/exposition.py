@@ -102,6 +102,7 @@ class Exposition:
         """Show `observed`."""
         self.observed = observed
         self._rendered: tuple[Observed, bytes] | None = None
+        self._rules = _RuleSeries(frozenset(), frozenset())
 
     def collect(self) -> Iterator["Family"]:
         """The metrics of one scrape; prometheus_client calls it."""
@@ -140,7 +141,8 @@ class Exposition:
         if metric is table.JUDGED:
             return _judged(observed)
         if metric is table.RULES:
-            return _rules(observed)
+            self._rules = series = _rule_series(self._rules, observed)
+            return _rules(observed, series)
         if metric is table.EVIDENCE:
             return (
                 ([str(one.queue_num), each], float(one.stats.evidence is each))
@@ -186,15 +188,41 @@ def _judged(observed: Observed) -> Samples:
                 yield [str(one.queue_num), reason.value, action.value], packets
 
 
-def _rules(observed: Observed) -> Samples:
+class _RuleSeries(NamedTuple):
+    """The series of rules.
+
+    Attributes:
+        own: Names with a series of their own.
+        others: Names whose packets the series of all others has.
+    """
+
+    own: frozenset[str]
+    others: frozenset[str]
+
+
+def _rule_series(before: _RuleSeries, observed: Observed) -> _RuleSeries:
+    """Assign rules to series, those in force first.
+
+    A name with packets keeps its series at a reload: else the series of all others would decrease.
+    """
+    counted = {rule for one in observed.queues for rule in one.stats.rules}
+    own = before.own & (counted | set(observed.rules))
+    names = dict.fromkeys((*observed.rules, *sorted(counted)))
+    free = [rule for rule in names if rule not in own and rule not in before.others]
+    own |= set(free[: _RULES_MAX - len(own)])
+    return _RuleSeries(own, frozenset(counted - own))
+
+
+def _rules(observed: Observed, series: _RuleSeries) -> Samples:
     """The rules in force first, including those without a packet, so that rates begin at 0."""
     for one in observed.queues:
         packets = one.stats.rules
-        names = list(dict.fromkeys((*observed.rules, *packets)))
-        for rule in names[:_RULES_MAX]:
-            yield [str(one.queue_num), rule], packets.get(rule, 0)
-        if len(names) > _RULES_MAX:
-            rest = sum(packets.get(rule, 0) for rule in names[_RULES_MAX:])
+        names = dict.fromkeys((*observed.rules, *packets))
+        for rule in names:
+            if rule in series.own:
+                yield [str(one.queue_num), rule], packets.get(rule, 0)
+        if any(rule not in series.own for rule in names):
+            rest = sum(count for rule, count in packets.items() if rule not in series.own)
             yield [str(one.queue_num), _OTHER_RULES], rest
 
 

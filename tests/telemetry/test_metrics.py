@@ -117,6 +117,18 @@ def test_rules_have_a_bound() -> None:
     assert (rules["rule 0"], rules["..."]) == (1, 744)
 
 
+def test_no_series_of_rules_decreases_at_a_reload() -> None:
+    """Although the rules in force come first, and one of them was among the others before."""
+    stats = Stats()
+    stats.rules = {f"rule {number}": 10 for number in range(300)}
+    exposition = Exposition(observed(stats, rules=tuple(f"rule {n}" for n in range(300))))
+    before = samples(exposition)
+    exposition.observed = observed(stats, rules=("rule 299", "rule 298", "new"))
+    after = samples(exposition)
+    rules = {name: value for name, value in before.items() if name[0] == "rule_packets_total"}
+    assert {name: after[name] for name in rules} == rules
+
+
 def test_rules_of_the_policy_exist_from_the_start() -> None:
     """Even after policies with many rules."""
     stats = Stats()
