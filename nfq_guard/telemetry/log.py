@@ -177,7 +177,9 @@ class EventLog:
                 sink.push(now)
 
     def for_worker(self, sink: LineSink) -> "EventLog":
-        """The log of a worker process; `sink` carries its lines to `write_of_worker`."""
+        """The log of a worker process, called in it; `sink` carries lines to `write_of_worker`."""
+        if self.recording is not None:
+            self.recording.sink.forked()
         outputs = [
             output._replace(sink=sink, prefix=bytes((place,)))
             for place, output in enumerate(self.outputs)

@@ -132,6 +132,15 @@ class LineSink:
             mine = os.fstat(self._fd)
         return mine.st_size
 
+    def forked(self) -> None:
+        """Forget lines and counts of the parent process, which still has them; in its child."""
+        self._ring.clear()
+        self._ring_bytes = 0
+        self._rest = b""
+        self.dropped = 0
+        self.errors = 0
+        self.last_error = ""
+
     def close(self, now: float) -> None:
         """Write as much as possible, and close; remaining lines count as dropped."""
         self._retry_at = 0.0

@@ -14,6 +14,7 @@ import pytest
 from nfq_guard.telemetry.console import Console
 from nfq_guard.telemetry.eve import eve_line, eve_octets
 from nfq_guard.telemetry.events import (
+    EventsSuppressed,
     KernelDroppedPackets,
     KernelPassedPackets,
     Note,
@@ -206,3 +207,17 @@ def test_the_recording_has_every_number_of_missing_packets(tmp_path: Path) -> No
     missing = reader.unrecorded
     assert (missing.kernel_dropped, missing.kernel_passed, missing.offloaded) == (100, 200, 300)
     assert lines(tmp_path / "events")[-1]["entries"] == 99
+
+
+def test_a_worker_does_not_write_what_waits_in_the_daemon(tmp_path: Path) -> None:
+    """A line about missing packets, which the full disk does not take, would count them twice."""
+    recording = Recording(tmp_path / "events", 1 << 20)
+    with Path("/dev/full").open("wb") as full:
+        os.dup2(full.fileno(), recording.sink.fileno())
+    daemon = EventLog(LineSink(tmp_path / "log"), recording)
+    daemon.emit(EventsSuppressed(packets=5))
+    daemon.push(1)
+    assert (recording.sink.waiting, daemon.errors) == (1, 1)
+    worker = daemon.for_worker(LineSink(tmp_path / "lines"))
+    assert (recording.sink.waiting, worker.errors, worker.dropped) == (0, 0, 0)
+    worker.close(2)
