@@ -221,10 +221,13 @@ class EventLog:
             now: Monotonic seconds.
             ending: Whether there is no later time for it.
         """
+        sinks = self._all
+        if ending:
+            for sink in sinks:
+                sink.give_up(now)
         dropped = self.dropped
         if dropped == self._lost_logged or (now < self._lost_at and not ending):
             return
-        sinks = self._all
         if all(sink.waiting for sink in sinks) and not ending:
             return
         self._lost_at = now + _LOST_S

@@ -57,6 +57,12 @@ class LineSink:
         self._ring_bytes = 0
         self._ring_max = ring_bytes
         self._rest = b""
+        self._failing = False
+        # The line of which the file has only the beginning, and the size of the file then.
+        self._cut = b""
+        self._cut_at = -1
+        self._regular = False
+        self._unsure = False
         self._retry_at = 0.0
         self._socket: socket.socket | None = None
         self._datagrams = datagrams
@@ -65,7 +71,8 @@ class LineSink:
     @property
     def waiting(self) -> int:
         """Number of lines in the ring."""
-        return len(self._ring) + bool(self._rest)
+        rest = self._rest.lstrip(b"\n")
+        return len(self._ring) + max(rest.count(b"\n"), bool(self._rest))
 
     def write(self, line: bytes) -> int:
         """Queue one line; `push` writes it."""
@@ -87,6 +94,8 @@ class LineSink:
             return
         while self._ring or self._rest:
             octets = self._rest or self._gather()
+            if self._unsure:
+                octets = self._whole(octets)
             try:
                 written = self._write(octets)
             except BlockingIOError:
@@ -97,7 +106,10 @@ class LineSink:
                 self._fail(octets, error, now)
                 return
             self._rest = octets[written:]
+            if self._rest and self._regular:
+                self._note_cut(octets[:written])
         self._retry_at = 0.0
+        self._failing = False
 
     def fileno(self) -> int:
         """The descriptor of the file or socket."""
@@ -114,6 +126,7 @@ class LineSink:
             return
         os.close(self._fd)
         self._fd = fd
+        self._cut_at = -1
 
     def follow(self) -> int:
         """Reopen the file by name if another file, or none, has that name now.
@@ -136,10 +149,21 @@ class LineSink:
         """Forget lines and counts of the parent process, which still has them; in its child."""
         self._ring.clear()
         self._ring_bytes = 0
-        self._rest = b""
+        self._rest = self._cut = b""
         self.dropped = 0
         self.errors = 0
         self.last_error = ""
+
+    def give_up(self, now: float) -> None:
+        """Count waiting lines as dropped if they cannot be written, because the end is near."""
+        if self._failing:
+            self._retry_at = 0.0
+            self.push(now)
+        if self._failing:
+            self.dropped += self.waiting
+            self._ring.clear()
+            self._ring_bytes = 0
+            self._rest = self._cut = b""
 
     def close(self, now: float) -> None:
         """Write as much as possible, and close; remaining lines count as dropped."""
@@ -161,7 +185,9 @@ class LineSink:
                 self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
                 return self._socket.fileno()
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK
-            return outfile.opened(self._target, flags, 0o640)
+            fd = outfile.opened(self._target, flags, 0o640)
+            self._regular = self._unsure = stat.S_ISREG(os.fstat(fd).st_mode)
+            return fd
         kind = os.fstat(self._target).st_mode
         if stat.S_ISSOCK(kind):
             self._socket = socket.socket(fileno=os.dup(self._target))
@@ -177,6 +203,40 @@ class LineSink:
             except OSError:
                 os.set_blocking(self._target, False)
         return os.dup(self._target)
+
+    def _note_cut(self, written: bytes) -> None:
+        """Remember how a line begins that was not written to its end, as on a full disk."""
+        begun = written.rpartition(b"\n")
+        self._cut = begun[2] if begun[1] else self._cut + begun[2]
+        self._cut_at = os.fstat(self._fd).st_size
+        self._unsure = True
+
+    def _whole(self, octets: bytes) -> bytes:
+        """What to write so that all lines are whole, although the file may end within a line.
+
+        That line is ours, and goes on unless another process has written since, or the file is
+        another one or was truncated; or it is of a process that has ended or that also waits.
+        """
+        self._unsure = False
+        size = os.fstat(self._fd).st_size
+        cut, self._cut = self._cut, b""
+        if cut and size == self._cut_at:
+            self._cut = cut
+            return octets
+        whole = cut + octets if cut else octets.lstrip(b"\n")
+        return b"\n" + whole if self._ends_within_line(size) else whole
+
+    def _ends_within_line(self, size: int) -> bool:
+        if not size:
+            return False
+        try:
+            fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            return os.pread(fd, 1, size - 1) != b"\n"
+        finally:
+            os.close(fd)
 
     def _gather(self) -> bytes:
         ring = self._ring
@@ -207,6 +267,8 @@ class LineSink:
         """Keep the lines for another attempt, unless the reader is gone or the line is too long."""
         self._note(error)
         self._retry_at = now + _RETRY_S
+        self._failing = True
+        self._unsure = self._regular
         if error.errno in {errno.EPIPE, errno.ECONNRESET}:
             self.dropped += octets.count(b"\n") + len(self._ring)
             self._ring.clear()

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: MIT
 import os
+import resource
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -176,3 +179,73 @@ def test_what_another_user_planted_is_not_opened(tmp_path: Path) -> None:
 def test_file_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         LineSink(tmp_path / "missing" / "log")
+
+
+@contextmanager
+def disk_of(octets: int) -> Iterator[None]:
+    """Files take no more than so many octets, the last write less than it was given."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (octets, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("change", ["none", "another", "rename", "truncate", "restart"])
+def test_every_line_is_whole_after_a_full_disk(tmp_path: Path, change: str) -> None:
+    """Whatever happens to the file while it ends within a line."""
+    path = tmp_path / "log"
+    sink = LineSink(path)
+    with disk_of(25):
+        for number in range(4):
+            sink.write(b"line %04d\n" % number)
+        sink.push(0)
+    assert path.read_bytes() == b"line 0000\nline 0001\nline "
+    assert sink.waiting == 2
+    if change == "another":
+        other = LineSink(path)
+        other.write(b"of another\n")
+        other.push(1)
+        other.close(1)
+    elif change == "rename":
+        path.rename(tmp_path / "log.1")
+        sink.follow()
+    elif change == "truncate":
+        os.truncate(path, 0)
+    elif change == "restart":
+        sink.close(0.1)
+        assert sink.dropped == 0
+        with path.open("ab") as file:
+            file.truncate(25)
+        sink = LineSink(path)
+        sink.write(b"line 0002\n")
+        sink.write(b"line 0003\n")
+    sink.push(2)
+    sink.close(2)
+    lines = path.read_bytes().splitlines()
+    assert lines[-2:] == [b"line 0002", b"line 0003"]
+    whole = [b"line 0000", b"line 0001", b"line ", b"of another"]
+    assert (
+        lines[:-2]
+        == {
+            "none": whole[:2],
+            "another": whole,
+            "rename": [],
+            "truncate": [],
+            "restart": whole[:3],
+        }[change]
+    )
+
+
+def test_lines_that_no_disk_takes_are_counted_before_the_end(tmp_path: Path) -> None:
+    sink = LineSink(tmp_path / "log")
+    with disk_of(25):
+        for number in range(100):
+            sink.write(b"line %04d\n" % number)
+        sink.push(0)
+        assert sink.waiting == 98
+        sink.give_up(0.1)
+        assert (sink.dropped, sink.waiting) == (98, 0)
+        sink.close(1)
+    assert sink.dropped == 98

@@ -361,6 +361,8 @@ class Worker:
             self._offloader.close(now)
         self._events.push(now)
         self._events.log_lost(now, ending=True)
+        self.stats.counters["log_lines_dropped"] = self._events.dropped
+        self.stats.counters["log_errors"] = self._events.errors
         if self._counter_file is not None:
             self._counter_file.close()
             self._counter_file = None
