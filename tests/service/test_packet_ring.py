@@ -203,13 +203,14 @@ def test_an_alert_without_packets_writes_nothing(tmp_path: Path) -> None:
 
 def test_all_packets_each_once(tmp_path: Path) -> None:
     """A file is written each minute, or when half of the ring is new."""
-    written = Written(tmp_path, alert=0)
+    written = Written(tmp_path, alert=0, files=9)
     for second in range(100):
         written.packets(2, second)
         written.files.tick(second)
     written.files.tick(1000)
     assert sum(packets for packets, _ in written.saved()) == 200
     assert {cause for _, cause in written.saved()} == {"all packets"}
+    assert len(written.captures()) == len(written.saved()) == 5  # also within one second
 
 
 def test_old_files_make_room(tmp_path: Path) -> None:
@@ -222,6 +223,17 @@ def test_old_files_make_room(tmp_path: Path) -> None:
     names = [path.name for path in written.captures()]
     assert len(names) == 3
     assert names[0] == "nfq-guard-q7-20200103T000000Z.pcapng"
+
+
+def test_the_newest_file_stays_although_the_clock_was_set_back(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"nfq-guard-q7-2999010{number + 1}T000000Z.pcapng").touch()
+    written = Written(tmp_path, alert=0, files=2)
+    written.packets(1, 0)
+    written.files.tick(0)
+    (saved,) = [event for event in written.events if isinstance(event, PacketsSaved)]
+    names = [path.name for path in written.captures()]
+    assert names == [Path(saved.path).name, "nfq-guard-q7-29990103T000000Z.pcapng"]
 
 
 def test_a_directory_that_takes_no_files_is_told_before_the_first_alert(tmp_path: Path) -> None:

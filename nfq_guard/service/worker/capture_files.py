@@ -25,6 +25,8 @@ from nfq_guard.telemetry.metrics import Stats
 _AFTER_S: Final = 2.0
 # Minimum time between two files of alerts; without alerts, maximum time until packets are written.
 _PAUSE_S: Final = 60.0
+# A second of which there may be a file: two ticks may share one, and the clock may be set back.
+_NAMED_S: Final = 60
 _COUNTERS: Final = ("queue_full_drops", "buffer_full_drops", "judging_failures")
 
 
@@ -90,6 +92,7 @@ class CaptureFiles:
         self._not_before = float("-inf")
         self._written_until = float("-inf")
         self._written_added = 0
+        self._named = 0
         self._writing = False
         self._failing = False
         self._tried = False
@@ -138,7 +141,12 @@ class CaptureFiles:
             return
         self._written_until = batches[-1][0]
         wall = datetime.now(UTC)
-        path = self._directory / f"{self._name}{wall:%Y%m%dT%H%M%SZ}.pcapng"
+        second = int(wall.timestamp())
+        if self._named - _NAMED_S <= second <= self._named:
+            second = self._named + 1  # that file has the name already
+        self._named = second
+        name = f"{datetime.fromtimestamp(second, UTC):%Y%m%dT%H%M%SZ}"
+        path = self._directory / f"{self._name}{name}.pcapng"
         epoch_ns = int((wall.timestamp() - now) * 1e9)
         self._writing = True
 
@@ -188,7 +196,11 @@ class CaptureFiles:
         except OSError:
             unfinished.unlink(missing_ok=True)
             raise
-        files = sorted(self._directory.glob(f"{self._name}*.pcapng"))
+        # Files with later names are from before the clock was set back.
+        files = sorted(
+            self._directory.glob(f"{self._name}*.pcapng"),
+            key=lambda file: (file.name <= path.name, file.name),
+        )
         for old in files[: -self._files_max]:
             old.unlink(missing_ok=True)
         return count
