@@ -275,7 +275,7 @@ _EXPECTED: Final[dict[str, tuple[Callable[[Prometheus, Result], bool], ...]]] = 
     "Wait in the queue": (_latency,),
     "Waiting packets": (_nothing,),
     "Dropped by the kernel": (_nothing, _nothing),
-    "Not recorded": (_nothing, _nothing),
+    "Not recorded": (_nothing, _nothing, _nothing),
     "Faults": (_nothing, _nothing, _nothing),
     "CPU": (_positive,),
     "Memory": (_positive,),
