@@ -40,11 +40,13 @@ _PR_CAP_AMBIENT_RAISE: Final = 2
 # _LINUX_CAPABILITY_VERSION_3: sets of 64 bits, in two halves.
 _CAPABILITY_VERSION: Final = 0x20080522
 _NUMBERS: Final = 64
+# 32 capabilities of the effective, the permitted and the inheritable set.
+_HALF: Final = struct.Struct("=III")
 
 
 def effective() -> int:
-    """The effective set, a bit mask by capability number; 0 where /proc cannot be read."""
-    return _sets().get("CapEff:", 0)
+    """The effective set, a bit mask by capability number."""
+    return _sets()[0]
 
 
 def first_barred(
@@ -72,13 +74,22 @@ def first_barred(
     return existing[number - 1][0] if number > 0 else None
 
 
-def _sets() -> dict[str, int]:
-    try:
-        status = Path("/proc/thread-self/status").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return {}
-    lines = (line.split() for line in status.splitlines() if line.startswith("Cap"))
-    return {name: int(value, 16) for name, value in lines}
+def _sets() -> list[int]:
+    """The effective, the permitted and the inheritable set.
+
+    By capget(2), because /proc takes a descriptor: without a free one the daemon would believe that
+    it has no capability.
+    """
+    data = ctypes.create_string_buffer(2 * _HALF.size)
+    if ctypes.CDLL(None, use_errno=True).capget(_header(), data):
+        _refused("read")
+    low, high = (_HALF.unpack_from(data, at) for at in (0, _HALF.size))
+    return [one | more << 32 for one, more in zip(low, high, strict=True)]
+
+
+def _header() -> bytes:
+    """Version and process of capget(2) and capset(2): the calling thread."""
+    return struct.pack("=Ii", _CAPABILITY_VERSION, 0)
 
 
 def has(number: int) -> bool:
@@ -110,7 +121,7 @@ def keep_only(wanted: int, user: pwd.struct_passwd | None = None) -> None:
         OSError: The kernel refused.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    sets = _sets()
+    held = _sets()
     for number in range(_NUMBERS):
         if not wanted >> number & 1 and libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0):
             # EINVAL: this kernel has no further capabilities. EPERM: CAP_SETPCAP is missing, but
@@ -120,7 +131,6 @@ def keep_only(wanted: int, user: pwd.struct_passwd | None = None) -> None:
             break
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         _refused()
-    held = [sets.get(name, 0) for name in ("CapEff:", "CapPrm:", "CapInh:")]
     kept = [each & wanted for each in held]
     if user is not None:
         if libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0):
@@ -131,10 +141,9 @@ def keep_only(wanted: int, user: pwd.struct_passwd | None = None) -> None:
         kept[2] = kept[1]
     elif kept == held:
         return  # a sandbox may forbid the next call
-    header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
-    low = struct.pack("=III", *(each & 0xFFFFFFFF for each in kept))
-    high = struct.pack("=III", *(each >> 32 for each in kept))
-    if libc.capset(header, low + high):
+    low = _HALF.pack(*(each & 0xFFFFFFFF for each in kept))
+    high = _HALF.pack(*(each >> 32 for each in kept))
+    if libc.capset(_header(), low + high):
         _refused()
     for number in range(_NUMBERS if user is not None else 0):
         if kept[2] >> number & 1 and libc.prctl(
@@ -143,6 +152,6 @@ def keep_only(wanted: int, user: pwd.struct_passwd | None = None) -> None:
             _refused()
 
 
-def _refused() -> None:
+def _refused(what: str = "given up") -> None:
     code = ctypes.get_errno()
-    raise OSError(code, f"capabilities cannot be given up: {os.strerror(code)}")
+    raise OSError(code, f"capabilities cannot be {what}: {os.strerror(code)}")
