@@ -5,6 +5,7 @@ A bad packet is a value (`wire.packet.Malformed`), not an error. Bugs are not co
 errors: they surface as the original exception.
 """
 
+import errno
 from collections.abc import Sequence
 from typing import ClassVar, Final, NamedTuple
 
@@ -21,8 +22,8 @@ EXIT_INTERRUPTED: Final = 130
 EXIT_MEANINGS: Final = {
     EXIT_OK: "Success.",
     EXIT_NOT_FINE: (
-        "What was checked is not fine, the daemon refused the request, or the output could not be "
-        "written."
+        "What was checked is not fine, the daemon refused the request, the output could not be "
+        "written, or memory, descriptors or processes are short."
     ),
     EXIT_USAGE: "Wrong usage, or a file with mistakes; each is printed with its place.",
     EXIT_NOT_RUNNING: "No daemon is running that could respond.",
@@ -77,6 +78,41 @@ class PrivilegeError(NfqGuardError):
     exit_status = EXIT_NO_PRIVILEGE
 
 
+class ShortageError(UnavailableError):
+    """Memory, descriptors or processes are short, of this process or of the host.
+
+    Unlike without a kernel feature or a privilege, another attempt may succeed, so the exit status
+    is one after which systemd restarts the daemon.
+    """
+
+    exit_status = EXIT_NOT_FINE
+
+
+_SHORTAGES: Final = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN}
+)
+
+
+def is_shortage(code: int | None) -> bool:
+    """Whether this errno is a shortage, and no answer about features, privileges or files."""
+    return code in _SHORTAGES
+
+
+def for_operator(
+    kind: type[NfqGuardError], text: str, cause: OSError, *, more: str = ""
+) -> NfqGuardError:
+    """The error for the operator with the reason of `cause`: `kind`, or a shortage.
+
+    Args:
+        kind: The class of every other cause.
+        text: What failed, before the reason.
+        cause: What the kernel answered.
+        more: Follows the reason.
+    """
+    chosen = ShortageError if is_shortage(cause.errno) else kind
+    return chosen(f"{text}: {cause.strerror or cause}{more}")
+
+
 class Mistake(NamedTuple):
     """One thing wrong with a configuration file.
 
@@ -115,3 +151,9 @@ class ConfigError(NfqGuardError):
         self.source = source
         self.mistakes = tuple(mistakes)
         super().__init__("\n".join(f"{source}: {mistake}" for mistake in self.mistakes))
+
+
+class ConfigShortageError(ConfigError):
+    """A configuration that cannot be read for now: a `ShortageError`, and no mistake."""
+
+    exit_status = EXIT_NOT_FINE

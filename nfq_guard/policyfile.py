@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, final
 
-from nfq_guard.errors import ConfigError, Mistake
+from nfq_guard.errors import ConfigError, ConfigShortageError, Mistake, is_shortage
 from nfq_guard.policy.default import default_model
 from nfq_guard.policy.matcher import CompiledPolicy, compile_policy
 from nfq_guard.policy.model import PolicyModel
@@ -68,7 +68,8 @@ def read_file(path: str | Path, most_bytes: int = LARGEST_FILE_BYTES) -> bytes:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise _unreadable(source, error.strerror or "an error") from None
+        kind = ConfigShortageError if is_shortage(error.errno) else ConfigError
+        raise _unreadable(source, error.strerror or "an error", kind) from None
     if len(content) > most_bytes:
         found = f"more than {most_bytes} bytes"
         expected = f"a file of at most {most_bytes >> 20} MiB"
@@ -322,8 +323,8 @@ def _read(descriptor: int, most_bytes: int) -> bytes:
     return b"".join(parts)
 
 
-def _unreadable(source: str, why: str) -> ConfigError:
-    return ConfigError(source, [Mistake("", "a readable file", why)])
+def _unreadable(source: str, why: str, kind: type[ConfigError] = ConfigError) -> ConfigError:
+    return kind(source, [Mistake("", "a readable file", why)])
 
 
 def _place(message: str, text: str) -> tuple[str, str]:

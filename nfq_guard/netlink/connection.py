@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final, Protocol, Self, final
 
-from nfq_guard.errors import UnavailableError
+from nfq_guard.errors import ShortageError, UnavailableError, is_shortage
 from nfq_guard.netlink.messages import NETLINK_NETFILTER, messages
 
 _DATAGRAM_MAX: Final = 1 << 16
@@ -32,6 +32,7 @@ class Connection:
 
         Raises:
             UnavailableError: The kernel has no netfilter netlink.
+            ShortageError: Memory or descriptors are short.
         """
         try:
             self._socket = socket.socket(
@@ -40,6 +41,8 @@ class Connection:
                 NETLINK_NETFILTER,
             )
         except OSError as error:
+            if is_shortage(error.errno):
+                raise ShortageError(f"no netlink socket: {error.strerror}") from None
             raise UnavailableError(f"kernel option CONFIG_NETFILTER_NETLINK: {error}") from None
         self._socket.bind((0, 0))
 

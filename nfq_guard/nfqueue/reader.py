@@ -19,7 +19,14 @@ from typing import Final, Self, final
 from netfilterqueue import NetfilterQueue
 
 from nfq_guard import capabilities
-from nfq_guard.errors import BusyError, NfqGuardError, PrivilegeError, UnavailableError
+from nfq_guard.errors import (
+    BusyError,
+    NfqGuardError,
+    PrivilegeError,
+    ShortageError,
+    UnavailableError,
+    is_shortage,
+)
 from nfq_guard.netlink.connection import enlarge
 from nfq_guard.netlink.owner import is_socket_of, process_of
 from nfq_guard.nfqueue import counters, requests
@@ -92,6 +99,7 @@ class QueueReader:
             BusyError: Another process owns this queue.
             PrivilegeError: CAP_NET_ADMIN is missing.
             UnavailableError: This kernel has no NFQUEUE.
+            ShortageError: Memory or descriptors are short.
         """
         self.queue_num = queue_num
         self.lost = 0
@@ -261,19 +269,31 @@ def _opened() -> socket.socket:
     """A socket to the kernel's queues, with an address of its own."""
     try:
         library = NetfilterQueue()
-    except OSError:
+    except OSError as error:
+        if is_shortage(error.errno):
+            # Without a descriptor the capabilities cannot be read either.
+            raise ShortageError(_short(error.errno)) from None
         if not capabilities.has(capabilities.NET_ADMIN):
             raise PrivilegeError(_NEEDS_NET_ADMIN) from None
         raise UnavailableError(_NO_NFQUEUE) from None
-    opened = socket.socket(fileno=os.dup(library.get_fd()))
+    try:
+        opened = socket.socket(fileno=os.dup(library.get_fd()))
+    except OSError as error:
+        raise ShortageError(_short(error.errno)) from None
     # The library's object closes its descriptor when it is freed, in compiled code after its last
     # use. That is here.
     library.unbind()
     return opened
 
 
+def _short(code: int | None) -> str:
+    return f"no socket for the queue: {os.strerror(code or 0)}"
+
+
 def _refusal(queue_num: int, code: int) -> NfqGuardError:
     """Why the kernel refused to bind the queue with this errno."""
+    if is_shortage(code):
+        return ShortageError(f"queue {queue_num} cannot be bound: {os.strerror(code)}")
     if not capabilities.has(capabilities.NET_ADMIN):
         return PrivilegeError(_NEEDS_NET_ADMIN)
     holder = counters.owner(queue_num)

@@ -20,7 +20,7 @@ from structlog.typing import Processor
 
 from nfq_guard import capabilities
 from nfq_guard.engine import Mode
-from nfq_guard.errors import NfqGuardError, UsageError
+from nfq_guard.errors import NfqGuardError, UsageError, for_operator
 from nfq_guard.firewall.legacy_copy import LegacyCopy
 from nfq_guard.firewall.legacy_tables import LegacyTables
 from nfq_guard.firewall.queued import queued_packets
@@ -275,7 +275,7 @@ def _open_output(name: str, log_format: str) -> Output:
     try:
         return Output(LineSink(Path(name)), _RENDERERS[log_format], name)
     except OSError as error:
-        raise UsageError(f"daemon.log: {name} cannot be opened: {error.strerror}") from None
+        raise for_operator(UsageError, f"daemon.log: {name} cannot be opened", error) from None
 
 
 def _open_recording(settings: Settings) -> Recording | None:
@@ -285,7 +285,8 @@ def _open_recording(settings: Settings) -> Recording | None:
     try:
         return Recording(Path(path), settings.events_file_max_bytes)
     except OSError as error:
-        raise UsageError(f"daemon.events_file: {path} cannot be opened: {error.strerror}") from None
+        text = f"daemon.events_file: {path} cannot be opened"
+        raise for_operator(UsageError, text, error) from None
 
 
 def _load_ahead(settings: Settings) -> dict[int, Program | str]:
@@ -409,9 +410,8 @@ def _open_metrics(
             more = ""
             if error.errno == errno.EAFNOSUPPORT:
                 more = "; the service may open no such sockets unless its unit has metrics.conf"
-            raise UsageError(
-                f"daemon.metrics_listen: {settings.metrics_listen}: {error.strerror}{more}"
-            ) from None
+            text = f"daemon.metrics_listen: {settings.metrics_listen}"
+            raise for_operator(UsageError, text, error, more=more) from None
         stack.callback(listeners[-1].close)
     if not listeners and not settings.metrics_file:
         return
@@ -431,9 +431,8 @@ def _open_metrics(
                 lambda problem: events.emit(MetricsFileFailed(problem=problem)),
             )
         except OSError as error:
-            raise UsageError(
-                f"daemon.metrics_file: {settings.metrics_file}: {error.strerror}"
-            ) from None
+            text = f"daemon.metrics_file: {settings.metrics_file}"
+            raise for_operator(UsageError, text, error) from None
         stack.callback(file.close)
         try:
             file.write()  # no packet is queued yet

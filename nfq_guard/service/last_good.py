@@ -12,7 +12,7 @@ from typing import Final, NamedTuple, final
 
 import msgspec
 
-from nfq_guard.errors import ConfigError, Mistake, OutputError
+from nfq_guard.errors import ConfigError, ConfigShortageError, Mistake, OutputError
 from nfq_guard.outfile import replacing
 from nfq_guard.policyfile import LARGEST_FILE_BYTES, read_file
 from nfq_guard.service.config import Config, LoadedPolicy, load_config
@@ -77,7 +77,7 @@ def load(path: Path | None, copy: Path | None) -> Found:
     try:
         return Found(load_config(path))
     except ConfigError as error:
-        if copy is None:
+        if copy is None or isinstance(error, ConfigShortageError):
             raise
         try:
             kept = _read(copy)

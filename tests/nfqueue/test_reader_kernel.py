@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
+import errno
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -10,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from nfq_guard.errors import BusyError, UnavailableError
+from nfq_guard.errors import EXIT_NOT_FINE, BusyError, ShortageError, UnavailableError
 from nfq_guard.flow import Hook
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.lab.pace import limit
 from nfq_guard.netlink.owner import process_of
-from nfq_guard.nfqueue import counters
+from nfq_guard.nfqueue import counters, requests
 from nfq_guard.nfqueue import reader as reader_module
 from nfq_guard.nfqueue.reader import QueueReader
 from nfq_guard.nfqueue.verdicts import VerdictSender
@@ -461,6 +463,37 @@ def test_kernel_without_nfqueue(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(reader_module, "NetfilterQueue", refuse)
     with pytest.raises(UnavailableError, match="CONFIG_NETFILTER_NETLINK_QUEUE"):
+        QueueReader(QUEUE)
+
+
+@pytest.mark.parametrize("free", [0, 1])
+def test_a_shortage_is_no_missing_feature_or_privilege(free: int) -> None:
+    """After exit status 69 or 77 systemd would not restart the daemon."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ExitStack() as stack:
+        highest = max(int(entry) for entry in os.listdir("/proc/self/fd"))  # noqa: PTH208 - numbers
+        taken = [os.dup(0) for _ in range(highest)]
+        for number in taken:
+            stack.callback(os.close, number)
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(taken) + 1 + free, limits[1]))
+        with pytest.raises(ShortageError, match="no socket for the queue: Too many open") as short:
+            QueueReader(QUEUE)
+    assert short.value.exit_status == EXIT_NOT_FINE
+
+
+def test_a_queue_that_the_kernel_has_no_memory_for(
+    namespace: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel's answer to the request that binds the queue."""
+
+    def no_memory(_: bytes) -> tuple[int, int]:
+        return errno.ENOMEM, 0
+
+    monkeypatch.setattr(requests, "error_of", no_memory)
+    inside = namespace("q")
+    refused = pytest.raises(ShortageError, match="cannot be bound: Cannot allocate memory")
+    with bound(inside), inside.entered(), refused:  # the kernel refuses the second one
         QueueReader(QUEUE)
 
 

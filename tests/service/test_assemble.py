@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Resources opened beside the queues; a step that fails undoes the earlier steps."""
 
+import errno
 import functools
+import os
 import socket
 import time
 import urllib.request
@@ -12,11 +14,18 @@ import msgspec
 import orjson
 import pytest
 
-from nfq_guard.errors import BusyError, NfqGuardError, UnavailableError, UsageError
+from nfq_guard.errors import (
+    EXIT_NOT_FINE,
+    BusyError,
+    NfqGuardError,
+    UnavailableError,
+    UsageError,
+)
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.policy.default import default_policy
 from nfq_guard.service.assemble import open_endpoints, open_log, run
 from nfq_guard.service.control.client import Client
+from nfq_guard.service.last_good import load
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.settings import Settings
 from nfq_guard.service.worker import open as worker_open
@@ -183,6 +192,38 @@ def test_a_file_of_events_that_cannot_be_opened(tmp_path: Path) -> None:
     wrong = r"daemon\.events_file: .* cannot be opened: Is a directory"
     with pytest.raises(UsageError, match=wrong):
         open_log(settings)
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_a_shortage_is_no_mistake_of_the_settings(
+    tmp_path: Path, port: int, loop: Loop, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """After exit status 2 systemd would not restart the daemon."""
+
+    def short(*_: object, **_options: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    made = Endpoints(tmp_path, port)
+
+    def endpoints() -> object:
+        return open_endpoints(made.settings, made.daemon, loop, made.events, [])
+
+    logged = msgspec.structs.replace(Settings(), log=str(tmp_path / "l"))
+    recorded = msgspec.structs.replace(Settings(), events_file=str(tmp_path / "e"))
+    attempts: list[tuple[str, Callable[[], object]]] = [
+        ("nfq_guard.outfile.opened", lambda: open_log(logged)),
+        ("nfq_guard.outfile.opened", lambda: open_log(recorded)),
+        ("nfq_guard.policyfile.os.open", lambda: load(tmp_path / "c.toml", tmp_path / "copy")),
+        ("nfq_guard.service.control.socket_path.exclusive", endpoints),
+        ("nfq_guard.service.assemble.listen_http", endpoints),
+        ("nfq_guard.service.assemble.MetricsFile", endpoints),
+    ]
+    for name, attempt in attempts:
+        with monkeypatch.context() as patch:
+            patch.setattr(name, short)
+            with pytest.raises(NfqGuardError, match=os.strerror(code)) as error:
+                attempt()
+        assert error.value.exit_status == EXIT_NOT_FINE
 
 
 def test_a_configuration_with_mistakes_opens_nothing(tmp_path: Path) -> None:

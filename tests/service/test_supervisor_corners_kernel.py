@@ -3,8 +3,10 @@
 
 import fcntl
 import os
+import re
 import signal
 import socket
+import subprocess
 import sys
 import termios
 from collections.abc import Callable, Iterator
@@ -13,8 +15,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from nfq_guard.errors import EXIT_NOT_FINE
 from nfq_guard.lab.netns import Namespace
-from tests.support.queue import GuardProcess, wait_for
+from tests.support.queue import GuardProcess, import_path, wait_for
 from tests.support.supervised import HOSTS, QUEUES, Reads, Supervised, queue_all, record_sockets_of
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
@@ -66,6 +69,27 @@ def test_a_worker_that_does_not_end_is_killed(supervised: Supervised) -> None:
         (killed,) = guard.events("worker_killed")
         assert (killed["queue"], killed["pid"]) == (QUEUES[1], pid)
     assert supervised.bound() == {}
+
+
+def test_a_worker_that_is_killed_while_it_starts(supervised: Supervised) -> None:
+    """No feature is missing: after exit status 69 systemd would not restart the daemon."""
+    code = (
+        "import os, signal, sys\n"
+        "from nfq_guard.cli import main\n"
+        "from nfq_guard.service import assemble\n"
+        "assemble.open_queue = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.exit(main(['run', '--config', sys.argv[1]]))\n"
+    )
+    with supervised.namespace.entered():
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(supervised.config)],
+            env={**os.environ, "PYTHONPATH": import_path()},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert re.fullmatch(r"nfq-guard: the worker of queue [345] does not start\n", done.stderr)
+    assert done.returncode == EXIT_NOT_FINE
 
 
 def test_a_second_sigterm_shortens_the_wait(supervised: Supervised) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from nfq_guard.errors import BusyError, NfqGuardError, UsageError
+from nfq_guard.errors import BusyError, NfqGuardError, UsageError, for_operator
 from nfq_guard.netlink.owner import open_files
 from nfq_guard.service.control.protocol import caller_of
 from nfq_guard.service.settings import Settings
@@ -164,8 +164,7 @@ def _listen(path: Path, lock_within_s: float) -> socket.socket:
             path.hardlink_to(temporary)
     except OSError as error:
         listener.close()
-        why = error.strerror or str(error)
-        raise UsageError(f"{_KEY}: {path} cannot be made: {why}") from None
+        raise for_operator(UsageError, f"{_KEY}: {path} cannot be made", error) from None
     except NfqGuardError:
         listener.close()
         raise
@@ -190,8 +189,7 @@ def _make_room(path: Path) -> None:
     except ConnectionRefusedError:
         path.unlink(missing_ok=True)
     except OSError as error:
-        why = error.strerror or str(error)
-        raise UsageError(f"{_KEY}: {path} cannot be taken: {why}") from None
+        raise for_operator(UsageError, f"{_KEY}: {path} cannot be taken", error) from None
 
 
 def _connect(path: Path) -> socket.socket:

@@ -30,6 +30,7 @@ from nfq_guard.errors import (
     PrivilegeError,
     UnavailableError,
     UsageError,
+    for_operator,
 )
 from nfq_guard.raw_rules import RawRule
 from nfq_guard.service.config import LoadedPolicy
@@ -177,7 +178,7 @@ class Supervisor:
             try:
                 self._fork(handle)
             except OSError as error:
-                raise UnavailableError(f"cannot start a worker: {error.strerror}") from None
+                raise for_operator(UnavailableError, "cannot start a worker", error) from None
         while not self._loop.stopped and any(
             handle.state is WorkerState.STARTING for handle in self._handles
         ):
@@ -186,7 +187,8 @@ class Supervisor:
                 if handle.failure is not None:
                     raise _error_of(handle.failure)
                 if handle.silent(time.monotonic()) or handle.pid == 0:
-                    raise UnavailableError(f"the worker of queue {handle.queue_num} does not start")
+                    # Killed, or on a host that is too busy: another attempt may succeed.
+                    raise NfqGuardError(f"the worker of queue {handle.queue_num} does not start")
         self._supervised_at = time.monotonic()
         self._loop.every(_SUPERVISE_S, self._supervise)
         ready = self._handles[0].ready
