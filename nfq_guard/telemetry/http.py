@@ -6,6 +6,7 @@ renders it once for all clients. There are at most `CONNECTIONS_MAX` clients, ea
 most `CLIENT_S`, and a request has at most `REQUEST_MAX_BYTES`. A response ends the connection.
 """
 
+import math
 import selectors
 import socket
 import threading
@@ -15,6 +16,7 @@ from contextlib import suppress
 from http import HTTPStatus
 from typing import Final, final
 
+from nfq_guard.errors import is_shortage
 from nfq_guard.telemetry.exposition import Exposition
 
 CONNECTIONS_MAX: Final = 32
@@ -99,6 +101,8 @@ class MetricsServer:
         self._exposition = exposition
         self._clock = clock
         self._clients: dict[int, _Client] = {}
+        # When to accept clients again; infinite while they are accepted.
+        self._deaf_until = math.inf
         self._selector = selectors.DefaultSelector()
         self._waker, self._woken = socket.socketpair()
         listener.settimeout(0)
@@ -131,6 +135,9 @@ class MetricsServer:
             elif key.fd in self._clients:
                 self._serve(self._clients[key.fd])
         now = self._clock()
+        if now >= self._deaf_until:
+            self._deaf_until = math.inf
+            self._selector.register(self._listener, selectors.EVENT_READ)
         for client in list(self._clients.values()):
             if now >= client.until:
                 self._drop(client)
@@ -139,7 +146,13 @@ class MetricsServer:
     def _accept(self) -> None:
         try:
             channel, _ = self._listener.accept()
-        except OSError:  # the client is gone, or there are too many descriptors
+        except BlockingIOError:  # the client is gone
+            return
+        except OSError as error:
+            if is_shortage(error.errno):
+                # The client stays in the backlog, and the listener readable.
+                self._selector.unregister(self._listener)
+                self._deaf_until = self._clock() + _TICK_S
             return
         channel.settimeout(0)
         if len(self._clients) >= CONNECTIONS_MAX:

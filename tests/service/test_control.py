@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: MIT
+import errno
 import os
 import resource
 import socket
@@ -392,6 +393,10 @@ def test_without_descriptors_no_client_is_accepted(served: Served) -> None:
         try:
             late.connect(str(served.path))
             served.turns(3)
+            # The client that waits must not turn the loop of the packets.
+            began = time.monotonic()
+            served.loop.turn(0.2)
+            assert time.monotonic() - began > 0.1
             first.send(b'{"command": "ping"}\n')
             assert served.read(first)
         finally:
@@ -400,8 +405,40 @@ def test_without_descriptors_no_client_is_accepted(served: Served) -> None:
                 os.close(descriptor)
         late.settimeout(0)
         late.send(b'{"command": "ping"}\n')
-        assert served.read(late)
+        until = time.monotonic() + 60
+        while not (answer := served.read(late)):
+            assert time.monotonic() < until
+        assert answer == [{"return": "OK", "message": "pong"}]
         late.close()
+
+
+def test_a_socket_is_closed_or_made_again_while_descriptors_are_short(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither forgets twice a listener that is not watched for now, nor watches a closed one."""
+
+    def refuse(_: socket.socket) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(control, "_SHORTAGE_S", 0.01)
+        patch.setattr(socket.socket, "accept", refuse)
+        with served.connect():
+            served.turns(3)
+            served.path.unlink()
+            served.server._tick(time.monotonic())
+    time.sleep(0.02)
+    with served.connect() as connection:
+        connection.send(b'{"command": "ping"}\n')
+        assert served.read(connection) == [{"return": "OK", "message": "pong"}]
+        monkeypatch.setattr(control, "_SHORTAGE_S", 0.01)
+        with monkeypatch.context() as patch:
+            patch.setattr(socket.socket, "accept", refuse)
+            with served.connect():
+                served.turns(3)
+    served.server.close()
+    time.sleep(0.02)
+    served.turns(3)
 
 
 def test_a_reset_connection_is_forgotten(served: Served) -> None:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The metrics endpoint, also with misbehaving clients."""
 
+import errno
 import http.client
+import os
 import socket
 from collections.abc import Iterator
 
@@ -105,6 +107,31 @@ def test_clients_that_say_nothing_never_keep_others_out(served: Served) -> None:
     for client in idle:
         client.close()
     assert served.get("/healthz")[0] == 200
+
+
+def test_a_client_waits_without_cost_while_no_descriptor_is_free(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connection stays in the backlog, which keeps the listener readable."""
+    accept = socket.socket.accept
+    attempts: list[float] = []
+
+    def refuse(listener: socket.socket) -> tuple[socket.socket, object]:
+        attempts.append(served.now)
+        if len(attempts) > 1:
+            return accept(listener)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(socket.socket, "accept", refuse)
+    with served.connect() as client:
+        client.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
+        client.settimeout(1.5)
+        with pytest.raises(TimeoutError):
+            client.recv(1)
+        assert attempts == [0.0]
+        served.now = 1.0
+        client.settimeout(60)
+        assert client.recv(100).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
 def test_a_client_that_never_reads_has_its_time(served: Served) -> None:

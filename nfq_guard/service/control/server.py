@@ -21,6 +21,7 @@ from typing import Final, final
 import msgspec
 import orjson
 
+from nfq_guard.errors import is_shortage
 from nfq_guard.service.control.connection import Connection, State
 from nfq_guard.service.control.protocol import Caller, Request, Responder, Response
 from nfq_guard.service.control.socket_path import exclusive, relisten
@@ -36,6 +37,8 @@ _SHARE: Final = 0.1
 _SAVED_MAX_S: Final = 0.05
 _PARKED_S: Final = 0.02
 _TICK_S: Final = 1.0
+# While no descriptor is free a client stays in the backlog, and the listener readable.
+_SHORTAGE_S: Final = 0.5
 
 Handler = Callable[[Request, Caller, Responder], None]
 """Carries out one request; responds now or later."""
@@ -86,6 +89,7 @@ class ControlServer:
         self._saved_s = _SAVED_MAX_S
         self._saved_at = time.monotonic()
         self._inode = _inode(path)
+        self._deaf = False
         loop.watch(listener.fileno(), self._accept)
         loop.every(_TICK_S, self._tick)
 
@@ -93,7 +97,8 @@ class ControlServer:
         """Close all connections and remove the socket."""
         for connection in list(self._connections):
             self._close(connection)
-        self._loop.forget(self._listener.fileno())
+        self._deaf = False
+        self._loop.forget_if_watched(self._listener.fileno())
         self._listener.close()
         try:
             with exclusive(self._path.parent):
@@ -105,7 +110,13 @@ class ControlServer:
     def _accept(self) -> None:
         try:
             end, _ = self._listener.accept()
-        except OSError:  # the client is gone already, or no descriptor is free
+        except BlockingIOError:  # the client is gone already
+            return
+        except OSError as error:
+            if is_shortage(error.errno):
+                self._deaf = True
+                self._loop.forget(self._listener.fileno())
+                self._loop.after(_SHORTAGE_S, self._listen_again)
             return
         if len(self._connections) >= CONNECTIONS_MAX:
             self.dropped += 1
@@ -114,6 +125,11 @@ class ControlServer:
             self._connections.add(Connection(end, self._loop, self._serve))
         except OSError:
             end.close()
+
+    def _listen_again(self, _now: float) -> None:
+        if self._deaf:
+            self._deaf = False
+            self._loop.watch(self._listener.fileno(), self._accept)
 
     def _serve(self, connection: Connection) -> None:
         """Serve one turn of one connection, if requests have CPU time left."""
@@ -253,7 +269,8 @@ class ControlServer:
         listener = relisten(self._path)
         if listener is None:
             return
-        self._loop.forget(self._listener.fileno())
+        self._deaf = False
+        self._loop.forget_if_watched(self._listener.fileno())
         self._listener.close()
         self._listener = listener
         self._inode = _inode(self._path)
