@@ -12,6 +12,7 @@ import pytest
 from nfq_guard.errors import NotRunningError, PrivilegeError, UsageError
 from nfq_guard.service.control import client as client_module
 from nfq_guard.service.control.client import Client, RefusedError
+from tests.support.control import full
 
 
 @contextmanager
@@ -51,6 +52,38 @@ def test_an_error_response(tmp_path: Path) -> None:
         pytest.raises(RefusedError, match="not now"),
     ):
         client.request("reload")
+
+
+def test_a_daemon_that_accepts_no_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s"
+    monkeypatch.setattr(client_module, "RESPONSE_WITHIN_S", 0.05)
+    with full(path), pytest.raises(NotRunningError, match="does not respond"):
+        Client(path)
+
+
+def test_a_busy_daemon_is_waited_for(tmp_path: Path) -> None:
+    """Others have filled its backlog."""
+    path = tmp_path / "s"
+    answers: list[object] = []
+
+    def ask() -> None:
+        with Client(path) as client:
+            answers.append(client.request("ping"))
+
+    with full(path) as (listener, others):
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join(timeout=0.1)
+        assert thread.is_alive()
+        for _ in others:
+            listener.accept()[0].close()
+        with listener.accept()[0] as connection:
+            assert connection.recv(1 << 16)
+            connection.sendall(b'{"return": "OK", "message": "pong"}\n')
+        thread.join(timeout=60)
+    assert answers == ["pong"]
 
 
 def test_a_daemon_that_ends(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from nfq_guard.errors import BusyError, UsageError
 from nfq_guard.service.control import socket_path as control_path
 from nfq_guard.service.control.socket_path import exclusive, listen
-from tests.support.control import Served
+from tests.support.control import Served, full
 
 
 def test_stale_socket_is_replaced(tmp_path: Path) -> None:
@@ -54,6 +54,17 @@ def test_a_second_instance_is_refused(served: Served) -> None:
         listen(served.path, [])
     served.turns()
     assert served.ask(b'{"command": "ping"}\n')["return"] == "OK"
+
+
+def test_a_daemon_that_accepts_no_connection_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its backlog is full, as while it is stopped."""
+    path = tmp_path / "s"
+    monkeypatch.setattr(control_path, "_CONNECT_WITHIN_S", 0.05)
+    with full(path), pytest.raises(BusyError, match=f"another process listens at {path}, but"):
+        listen(path, [])
+    assert path.is_socket()
 
 
 @pytest.mark.parametrize("left_behind", [False, True])

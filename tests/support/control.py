@@ -4,6 +4,8 @@
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,23 @@ from nfq_guard.service.control.server import ControlServer
 from nfq_guard.service.control.socket_path import listen
 from nfq_guard.service.loop import Loop
 from tests.support.daemon import FakeDaemon
+
+
+@contextmanager
+def full(path: Path) -> Iterator[tuple[socket.socket, list[socket.socket]]]:
+    """A listener whose backlog is full, and the connections in it."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(str(path))
+        listener.listen(1)
+        others: list[socket.socket] = []
+        with suppress(BlockingIOError):
+            while True:
+                other = stack.enter_context(socket.socket(socket.AF_UNIX))
+                other.setblocking(False)
+                other.connect(str(path))
+                others.append(other)
+        yield listener, others
 
 
 class Served:

@@ -2,13 +2,13 @@
 """A client of the control socket of a running daemon."""
 
 import json
-import socket
 from pathlib import Path
 from typing import Any, Final, Self, final
 
 import msgspec
 
 from nfq_guard.errors import NfqGuardError, NotRunningError, PrivilegeError, UsageError
+from nfq_guard.service.control.protocol import connect
 
 RESPONSE_WITHIN_S: Final = 10.0
 _PART_BYTES: Final = 1 << 16
@@ -32,19 +32,17 @@ class Client:
         """Connect to the socket at `path`.
 
         Raises:
-            NotRunningError: No daemon listens at `path`.
+            NotRunningError: No daemon listens at `path`, or it accepts no connection.
             PrivilegeError: This user may not connect.
             UsageError: `path` is not a socket.
         """
         self._path = path
         self._rest = b""
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(RESPONSE_WITHIN_S)
         try:
-            self._socket.connect(str(path))
+            self._socket = connect(path, RESPONSE_WITHIN_S)
         except OSError as error:
-            self._socket.close()
             raise connect_error(path, error) from None
+        self._socket.settimeout(RESPONSE_WITHIN_S)
 
     def __enter__(self) -> Self:
         return self

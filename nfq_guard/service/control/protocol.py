@@ -5,13 +5,17 @@
 {"return": "OK", "message": {...}}    or    {"return": "NOK", "message": "one sentence"}
 """
 
+import errno
+import os
 import socket
 import struct
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final, NamedTuple, Self, final
 
 from msgspec import Struct, field
 
+_TIMEVAL: Final = struct.Struct("ll")
 _UCRED: Final = struct.Struct("iII")
 # From asm-generic/socket.h; the module socket has no name for it.
 _SO_PEERGROUPS: Final = 59
@@ -70,6 +74,30 @@ class Caller(NamedTuple):
     pid: int
     uid: int
     groups: frozenset[int]
+
+
+def connect(path: Path, within_s: float) -> socket.socket:
+    """A connection to a listener, which has room for it within `within_s`, at least a millisecond.
+
+    A timeout of Python would make the socket non-blocking, and the kernel then refuses at once what
+    the backlog has no room for.
+
+    Raises:
+        TimeoutError: The backlog stayed full.
+        OSError: Nothing listens there, or this process may not connect.
+    """
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    limit = _TIMEVAL.pack(*divmod(max(1000, int(within_s * 1e6)), 10**6))
+    try:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        connection.connect(str(path))
+    except BlockingIOError:
+        connection.close()
+        raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from None
+    except OSError:
+        connection.close()
+        raise
+    return connection
 
 
 def caller_of(connection: socket.socket) -> Caller:

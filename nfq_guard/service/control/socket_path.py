@@ -13,7 +13,7 @@ from typing import Final
 
 from nfq_guard.errors import BusyError, NfqGuardError, UsageError, for_operator
 from nfq_guard.netlink.owner import open_files
-from nfq_guard.service.control.protocol import caller_of
+from nfq_guard.service.control.protocol import caller_of, connect
 from nfq_guard.service.settings import Settings
 
 DEFAULT: Final = Path(Settings().control_socket)
@@ -181,29 +181,17 @@ def _make_room(path: Path) -> None:
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode) and not path.is_socket():
             raise UsageError(f"{_KEY}: expected a socket or nothing, found a file at {path}")
-        with _connect(path) as connection:
+        with connect(path, _CONNECT_WITHIN_S) as connection:
             owner = caller_of(connection)
             raise BusyError(f"another nfq-guard (pid {owner.pid}) listens at {path}")
     except FileNotFoundError:
         return
+    except TimeoutError:
+        raise BusyError(f"another process listens at {path}, but accepts no connection") from None
     except ConnectionRefusedError:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise for_operator(UsageError, f"{_KEY}: {path} cannot be taken", error) from None
-
-
-def _connect(path: Path) -> socket.socket:
-    """Connect to a listener, also to one that is too busy to accept."""
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(_CONNECT_WITHIN_S)
-    try:
-        connection.connect(str(path))
-    except TimeoutError:
-        pass  # its backlog is full
-    except OSError:
-        connection.close()
-        raise
-    return connection
 
 
 def _is_elsewhere(path: Path) -> bool:
@@ -219,7 +207,7 @@ def is_here(path: Path) -> bool:
 def _namespace_at(path: Path) -> str:
     """The network namespace of the listener at `path`; empty if unknown."""
     try:
-        with _connect(path) as connection:
+        with connect(path, _CONNECT_WITHIN_S) as connection:
             return network_namespace(caller_of(connection).pid)
     except OSError:
         return ""
