@@ -171,13 +171,14 @@ class Daemon:
             keep=self._keep,
             set_mode=self.set_mode,
         )
+        reinstall = self._keeps_rules and self._settings.reinstall_rules
         self._monitor = RuleMonitor(
             parts.rules,
             parts.events,
             parts.loop,
             ours=self._keeps_rules,
-            reinstall=self._keeps_rules and self._settings.reinstall_rules,
-            fail=None if self._owns_rules else self._fail,
+            reinstall=reinstall,
+            fail=self._fail if reinstall and not self._owns_rules else None,
             jumps=parts.jumps,
             made_anew=self._rules_made_anew,
         )

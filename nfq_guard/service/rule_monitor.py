@@ -143,8 +143,8 @@ class RuleMonitor:
             loop: Runs the checks in its threads.
             ours: Whether the rules must be installed from the start on.
             reinstall: Whether a check that finds a difference installs the rules again.
-            fail: Called when missing rules cannot be installed again; None to continue without
-                them.
+            fail: Called when missing rules cannot be installed again; None to report that and to
+                continue without them.
             jumps: Returns where rules lead to our chain, as `LegacyTables.jumps`; for a daemon that
                 is not allowed to list them.
             made_anew: Called after an installation, which may reset the rules' counters.
@@ -299,16 +299,19 @@ class RuleMonitor:
         )
 
     def _look(self) -> None:
-        """End the daemon if its rules have vanished: its restart installs them."""
+        """End the daemon if its rules have vanished: its restart installs them, or report it."""
         jumps = None if self._clock() < self._look_after else self._jumps()
         if jumps is None:
             return
-        if self._fail is not None and self._in_place - jumps:
+        gone, self._in_place = self._in_place - jumps, jumps
+        if not gone:
+            return
+        problem = "the rules are gone, and this daemon is not allowed to restore them"
+        if self._fail is None:
+            self._events.emit(RulesCheckFailed(problem=problem))
+        else:
             self._over = True
-            self._fail(
-                NfqGuardError("the rules are gone, and this daemon is not allowed to restore them")
-            )
-        self._in_place = jumps
+            self._fail(NfqGuardError(problem))
 
     def _check(self) -> _Check:
         """In a thread."""

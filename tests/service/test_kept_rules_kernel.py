@@ -3,6 +3,7 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,17 @@ Make = Callable[[str], Namespace]
 ONE_CAPABILITY = (
     "setpriv", "--no-new-privs", "--bounding-set=-all,+net_admin", "--inh-caps=-all,+net_admin",
 )  # fmt: skip
+# Leaves sockets for legacy iptables, as systemd does with those of `prepare`.
+WITH_SOCKETS = """
+import os, socket, sys
+for number, family in enumerate((socket.AF_INET, socket.AF_INET6), 3):
+    made = socket.socket(family, socket.SOCK_DGRAM)
+    os.dup2(made.detach(), number)
+    os.set_inheritable(number, True)
+names = ":".join(["nfq-guard-tables"] * 2)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="2", LISTEN_FDNAMES=names)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
 SETTINGS = Settings(mode=Mode.ENFORCE, fail_mode="closed", backend="nft")
 
 
@@ -102,3 +114,26 @@ def test_a_daemon_that_cannot_put_them_back_ends(kept: Kept, tmp_path: Path) -> 
         except subprocess.TimeoutExpired:
             pytest.fail("it goes on without rules")
         assert "the rules are gone and cannot be restored" in guard.stderr()
+
+
+@pytest.mark.parametrize("line", ['rules = "none"', "reinstall_rules = false"])
+def test_legacy_rules_that_the_daemon_does_not_restore_end_it_not(
+    namespace: Make, tmp_path: Path, line: str
+) -> None:
+    """The operator removes them while the service runs, which is reported."""
+    host = namespace("host")
+    config = tmp_path / "c.toml"
+    lines = ["[daemon]", 'mode = "enforce"', 'backend = "legacy"', 'control_socket = ""', line]
+    config.write_text("\n".join(lines) + "\n", encoding="ascii")
+    with host.entered():
+        firewall_of(Settings(mode=Mode.ENFORCE, backend="legacy")).install()
+    prefix = (sys.executable, "-c", WITH_SOCKETS, *ONE_CAPABILITY)
+    words = ("--keep-rules", "--config", str(config))
+    with GuardProcess(host, tmp_path / "log", *words, prefix=prefix).ready() as guard:
+        # Later than the first check, which finds that it may not list them.
+        wait_for(lambda: bool(guard.events("host_accepts")))
+        host.run("iptables-legacy", "-t", "mangle", "-F")
+        wait_for(lambda: bool(guard.events("rules_check_failed")))
+        (failed,) = guard.events("rules_check_failed")
+        assert failed["problem"].startswith("the rules are gone")
+        assert guard.stop() == 0

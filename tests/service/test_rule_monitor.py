@@ -501,6 +501,23 @@ def test_jumps_that_are_gone_end_a_daemon_that_cannot_read_its_rules(make: Make)
     assert one.failure is None
 
 
+def test_jumps_that_others_remove_are_reported(make: Make) -> None:
+    """Where the daemon does not install the rules, their removal ends nothing."""
+    one = make(reinstall=False, ours=False)
+    one.rules.error = PrivilegeError("CAP_NET_RAW is missing")
+    one.rules.jumps = frozenset({(2, 0), (2, 3)})
+    one.monitor.begin()
+    one.check()
+    one.rules.jumps = frozenset()
+    for _ in range(3):
+        one.watch(1)
+    assert one.logged() == ["rules_check_failed"]
+    assert one.state() is RulesState.FORBIDDEN
+    one.rules.jumps = frozenset({(2, 0)})
+    one.watch(1)
+    assert one.state() is RulesState.IN_PLACE
+
+
 def test_jumps_that_are_gone_before_the_first_look_end_the_daemon_too(make: Make) -> None:
     one = make(reinstall=True, keeps=True)
     one.rules.error = PrivilegeError("CAP_NET_RAW is missing")
