@@ -92,6 +92,27 @@ def test_a_worker_that_is_killed_while_it_starts(supervised: Supervised) -> None
     assert done.returncode == EXIT_NOT_FINE
 
 
+@pytest.mark.parametrize("ends", [False, True], ids=["stuck", "at the end"])
+def test_drops_of_a_worker_that_hangs_are_counted(supervised: Supervised, *, ends: bool) -> None:
+    """The kernel's counts of its queue vanish with it, and it reports nothing."""
+    text = supervised.config.read_text()
+    lines = 'fail_mode = "closed"\nqueue_length = 20\nrules = "none"'
+    supervised.config.write_text(text.replace('rules = "none"', lines))
+    with supervised.start() as guard:
+        pid = supervised.pids()[1]
+        os.kill(pid, signal.SIGSTOP)
+        supervised.send(10)
+        dropped = supervised.bound()[QUEUES[1]].queue_dropped
+        assert dropped > 0
+        if not ends:
+            wait_for(lambda: bool(guard.events("worker_restarted")))
+        guard.process.terminate()  # what waits in the queue of the worker has no fate to count
+        assert guard.process.wait(60) == 0
+        events = guard.events("kernel_dropped_packets")
+        assert [one["queue_full"] for one in events if one["queue"] == QUEUES[1]] == [dropped]
+        assert guard.events("stopped")[-1]["queue_full_drops"] >= dropped
+
+
 def test_a_second_sigterm_shortens_the_wait(supervised: Supervised) -> None:
     with supervised.start() as guard:
         pid = supervised.pids()[1]

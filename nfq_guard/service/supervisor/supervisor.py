@@ -32,6 +32,7 @@ from nfq_guard.errors import (
     UsageError,
     for_operator,
 )
+from nfq_guard.nfqueue import counters
 from nfq_guard.raw_rules import RawRule
 from nfq_guard.service.config import LoadedPolicy
 from nfq_guard.service.control.protocol import Responder, Response
@@ -70,6 +71,7 @@ from nfq_guard.service.supervisor.workers import QueueState, ServedQueues, Worke
 from nfq_guard.service.worker.history import DumpEntry, newest
 from nfq_guard.service.worker.queue_server import QueueServer
 from nfq_guard.telemetry.events import (
+    KernelDroppedPackets,
     MessageRefused,
     Note,
     PacketsUnrecorded,
@@ -281,6 +283,7 @@ class Supervisor:
         for handle in self._handles:
             if handle.pid:
                 self._events.emit(WorkerKilled(queue=handle.queue_num, pid=handle.pid))
+                self._count_drops(handle)
                 handle.kill()
         until = time.monotonic() + _KILLED_S
         self._loop.run_until(self._all_ended, lambda: until)
@@ -501,6 +504,7 @@ class Supervisor:
             return  # `finish` has its own bound
         if handle.state is not WorkerState.STUCK and handle.silent(now):
             self._events.emit(WorkerStuck(queue=handle.queue_num, pid=handle.pid))
+            self._count_drops(handle)
             handle.stuck()
         if handle.pid == 0 and now >= handle.restart_at and self._may_fork(handle, now):
             try:
@@ -511,6 +515,21 @@ class Supervisor:
                 return
             handle.restarts += 1
             self._events.emit(WorkerRestarted(queue=handle.queue_num, pid=handle.pid))
+
+    def _count_drops(self, handle: WorkerHandle) -> None:
+        """Count and log what the kernel dropped while a worker that is to be killed was silent."""
+        kernel = None if handle.ready is None else counters.owner(handle.queue_num)
+        since_last = 0 if kernel is None else handle.dropped(kernel)
+        if kernel is not None and since_last:
+            self._events.emit(
+                KernelDroppedPackets(
+                    queue=handle.queue_num,
+                    queue_full=kernel.queue_dropped,
+                    buffer_full=kernel.user_dropped,
+                    since_last=since_last,
+                    waiting=kernel.waiting,
+                )
+            )
 
     def _may_fork(self, handle: WorkerHandle, now: float) -> bool:
         """Whether a fork is safe now: no reload is under way, and no thread of the loop is running.

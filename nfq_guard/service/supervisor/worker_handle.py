@@ -9,6 +9,7 @@ from typing import Final, final
 
 import msgspec
 
+from nfq_guard.nfqueue.counters import QueueCounters
 from nfq_guard.service.supervisor.messages import (
     DaemonChannel,
     Failed,
@@ -116,6 +117,23 @@ class WorkerHandle:
         self.last_error = numbers.last_error or self.last_error
         self.unrecorded = numbers.unrecorded
         self.held = numbers.held
+
+    def dropped(self, kernel: QueueCounters) -> int:
+        """Take over the kernel's counts of drops, which vanish with a process that is to be killed.
+
+        Returns the number of packets that the process has not reported.
+        """
+        found = {
+            "queue_full_drops": kernel.queue_dropped,
+            "buffer_full_drops": kernel.user_dropped,
+        }
+        more = 0
+        for name, count in found.items():
+            unreported = self._stats_before.counters[name] + count - self.stats.counters[name]
+            if unreported > 0:
+                self.stats.counters[name] += unreported
+                more += unreported
+        return more
 
     def silent(self, now: float) -> bool:
         """Whether there is a process whose last report is too old."""
