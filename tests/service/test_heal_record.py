@@ -2,6 +2,7 @@
 """The file of healed flows: entries are read back, and nothing else is."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,35 @@ def test_entries_are_read_back_once(tmp_path: Path) -> None:
     first.close()
     second.close()
     assert not path.exists()
+
+
+@pytest.mark.kernel
+def test_a_full_file_system_takes_no_half_of_a_line(tmp_path: Path) -> None:
+    """A heal that could not be undone after a crash is not carried out."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4096", "tmpfs", str(tmp_path)], check=True)
+    try:
+        record = HealFile(tmp_path / "healed")
+        added: list[HealedEntry] = []
+
+        def fill() -> None:
+            while True:
+                flow = FlowTuple(6, _V4.src, _V4.dst, len(added), 443)
+                entry = HealedEntry(0, flow, b"\1\2\3\4", _REPLY)
+                record.add(entry)
+                added.append(entry)
+
+        with pytest.raises(OSError, match="No space left"):
+            fill()
+        second = HealFile(tmp_path / "healed")
+        assert second.take() == added
+        many = added * 2
+        with pytest.raises(OSError, match="No space left"):
+            second.replace(many)
+        assert record.take() == many[: len(added)]
+        record.close()
+        second.close()
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
 
 
 def test_no_file_without_a_heal(tmp_path: Path) -> None:

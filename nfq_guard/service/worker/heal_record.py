@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A file with the healed flows, by which a daemon undoes the heals of a killed predecessor."""
 
+import errno
 import os
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, final
@@ -108,13 +109,13 @@ class HealFile:
     def add(self, entry: HealedEntry) -> None:
         """As `HealRecord`."""
         self._open(os.O_CREAT)
-        os.write(self._descriptor, _line(entry))
+        self._append(_line(entry))
 
     def replace(self, entries: list[HealedEntry]) -> None:
         """As `HealRecord`."""
         if self._descriptor >= 0:
             os.ftruncate(self._descriptor, 0)
-            os.write(self._descriptor, b"".join(_line(entry) for entry in entries))
+            self._append(b"".join(_line(entry) for entry in entries))
 
     def close(self) -> None:
         """Close the file, and remove it if it is empty."""
@@ -124,6 +125,15 @@ class HealFile:
             self._path.unlink(missing_ok=True)
         os.close(self._descriptor)
         self._descriptor = -1
+
+    def _append(self, lines: bytes) -> None:
+        """Write whole lines: a full file system takes a part, and half a line records nothing."""
+        before = os.fstat(self._descriptor).st_size
+        written = os.write(self._descriptor, lines)
+        if written < len(lines):
+            whole = lines.rfind(b"\n", 0, written) + 1
+            os.ftruncate(self._descriptor, before + whole)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
     def _open(self, create: int) -> None:
         if self._descriptor >= 0:
