@@ -271,7 +271,6 @@ def _opened() -> socket.socket:
         library = NetfilterQueue()
     except OSError as error:
         if is_shortage(error.errno):
-            # Without a descriptor the capabilities cannot be read either.
             raise ShortageError(_short(error.errno)) from None
         if not capabilities.has(capabilities.NET_ADMIN):
             raise PrivilegeError(_NEEDS_NET_ADMIN) from None
