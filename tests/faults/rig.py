@@ -4,6 +4,7 @@
 import contextlib
 import json
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -12,6 +13,9 @@ from nfq_guard.lab.netns import Namespace
 from nfq_guard.nfqueue.counters import parse
 from tests.faults.gateway import POLICY, Gateway, Stream
 from tests.support.queue import GuardProcess
+
+_READINGS: Final = 50
+_READING_S: Final = 0.02
 
 
 class Size(NamedTuple):
@@ -150,6 +154,15 @@ def shed(namespace: Namespace) -> int:
 def files(pid: int) -> int:
     """Number of open files of a process."""
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def fewest_files(pid: int) -> int:
+    """The fewest open files within a second: checks of the rules and clients have some, too."""
+    found = []
+    for _ in range(_READINGS):
+        time.sleep(_READING_S)
+        found.append(files(pid))
+    return min(found)
 
 
 def rss_kb(pid: int) -> int:

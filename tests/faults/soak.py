@@ -13,17 +13,13 @@ from typing import Final, NamedTuple
 
 from tests.faults.gateway import Stream
 from tests.faults.outcome import Outcome, percentile
-from tests.faults.rig import Rig, Size, files
+from tests.faults.rig import Rig, Size, fewest_files
 from tests.support.queue import wait_for
 
 PICTURE: Final = Path(__file__).parents[2] / "docs" / "soak.svg"
 _PPS: Final = 2000
 _ROUNDS: Final = 60
 _PAUSE_S: Final = 0.25
-# The fewest open files within a second are counted: the check of the rules, once a second, and
-# clients have some.
-_READINGS: Final = 50
-_READING_S: Final = 0.02
 # Growth until tables and pools have reached their size is not a leak.
 _WARM: Final = 0.2
 
@@ -99,17 +95,9 @@ def _sample(pid: int, minutes: float, stream: Stream) -> Sample:
     return Sample(
         minutes=minutes,
         rss_mb=int(status.partition("VmRSS:")[2].split()[0]) / 1024,
-        files=_fewest_files(pid),
+        files=fewest_files(pid),
         delay_ms=percentile(stream.delays, 0.99) * 1e3,
     )
-
-
-def _fewest_files(pid: int) -> int:
-    found = []
-    for _ in range(_READINGS):
-        time.sleep(_READING_S)
-        found.append(files(pid))
-    return min(found)
 
 
 def _slope(x: list[float], y: list[float]) -> float:
