@@ -498,6 +498,9 @@ class Daemon:
 
     def _started(self, served: ServedQueues) -> None:
         loaded = self.reloader.loaded
+        # What happens to packets and rules once `started` is out is compared with this.
+        self._rules_made_anew()
+        self._monitor.begin()
         evidence, evidence_reason = least_evidence(self.queues())
         self._events.emit(
             Started(
@@ -516,13 +519,11 @@ class Daemon:
                 capabilities=capabilities.names(capabilities.effective()),
             )
         )
-        self._rules_made_anew()
         self._loop.after(_SURVEY_AFTER_S, self._begin_survey)
         now = time.monotonic()
         self._events.push(now)
         self._rates.note(self.queues(), now)
         numbers = [queue.queue_num for queue in self.queues()]
-        self._monitor.begin()
         self._notifier.ready(numbers, last_good=self._parts.last_good)
         if not self._parts.refused:
             self._keep(loaded)

@@ -130,10 +130,6 @@ class FakeRules:
         return RuleCounters(shed=self._story.lines.count("counters read"))
 
 
-def none_passed() -> PassedPackets:
-    return PassedPackets(lambda: None, lambda: None)
-
-
 class Story:
     """What happened, in order: calls of the fakes, and messages to systemd."""
 
@@ -220,9 +216,9 @@ class Story:
                         read=self.read,
                         notifier=self._notifier,
                         open_more=open_more,
-                        jumps=lambda: None,
+                        jumps=lambda: self.happened("jumps read"),
                         raw_rules=RawReading,
-                        passed=none_passed(),
+                        passed=PassedPackets(lambda: self.happened("passed read"), lambda: None),
                         survey=survey,
                     )
                 ).run()
@@ -292,6 +288,9 @@ def test_ready_is_said_once_rules_are_installed(story: Story) -> None:
     story.then["rules installed"] = stop_soon
     story.run()
     assert story.at("rules installed") < story.at("event started")
+    # What is compared with these may happen once others know that the daemon serves.
+    assert story.at("rules installed") < story.at("passed read") < story.at("event started")
+    assert story.at("jumps read") < story.at("event started")
     assert story.at("READY=1") < story.at("STOPPING=1")
     assert "WATCHDOG=1" not in story.lines
 
