@@ -53,29 +53,32 @@ _ADDRESS_BYTES: Final = {IPV4: 4, IPV6: 16}
 _JOURNAL_MARK: Final = b'"__REALTIME_TIMESTAMP"'
 # The beginning of a line in the format `eve`, and of no other line.
 _EVE_START: Final = b'{"timestamp":'
-# Of UTF-8; editors of some systems begin a file with it.
 _PACKET_JUDGED: Final = name_of(PacketJudged)
-_SUPPRESSED: Final = name_of(EventsSuppressed)
-_KERNEL_DROPPED: Final = name_of(KernelDroppedPackets)
-_KERNEL_PASSED: Final = name_of(KernelPassedPackets)
-_SHED: Final = name_of(PacketsShed)
-_UNJUDGED: Final = name_of(PacketsUnjudged)
-_OFFLOADED: Final = name_of(Offloaded)
-_UNRECORDED: Final = name_of(PacketsUnrecorded)
-_ALLOWED: Final = name_of(AllowedUnrecorded)
-_GAPS: Final = frozenset(
-    {
-        _SUPPRESSED,
-        _KERNEL_DROPPED,
-        _KERNEL_PASSED,
-        _SHED,
-        _UNJUDGED,
-        _UNRECORDED,
-        _OFFLOADED,
-        _ALLOWED,
-        name_of(LogLinesDropped),
-    }
-)
+# By the name of an event that counts what is missing: the number of `Unrecorded`, and the fields of
+# the event that add to it.
+_GAPS: Final = {
+    name_of(EventsSuppressed): ("suppressed", ("packets",)),
+    name_of(KernelDroppedPackets): ("kernel_dropped", ("since_last",)),
+    name_of(KernelPassedPackets): ("kernel_passed", ("since_last",)),
+    name_of(PacketsShed): ("shed", ("packets",)),
+    name_of(PacketsUnjudged): ("unjudged", ("unread", "failed")),
+    name_of(Offloaded): ("offloaded", ("offload_drops",)),
+    name_of(AllowedUnrecorded): ("allowed", ("packets",)),
+    name_of(PacketsUnrecorded): ("lost_judged", ("packets",)),
+    name_of(LogLinesDropped): ("lost_lines", ("lines",)),
+}
+# What follows such a number.
+_TEXTS: Final = {
+    "suppressed": "packets have no event: a limit of events was hit",
+    "allowed": "packets have no event: allowed without log_allowed",
+    "offloaded": "packets have no event: the kernel dropped them",
+    "kernel_dropped": "packets were never judged: the queue was full",
+    "kernel_passed": "packets passed unjudged: the queue was full",
+    "shed": "packets were never judged: above max_rate_pps",
+    "unjudged": "packets were never judged: the daemon failed",
+    "lost_judged": "packets have no event: their worker was killed",
+    "lost_lines": "lines are lost: their packets are unknown",
+}
 
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
@@ -148,26 +151,8 @@ class Unrecorded(msgspec.Struct, kw_only=True):
 
     def texts(self) -> list[str]:
         """One line for each kind of gap."""
-        found = []
-        if self.suppressed:
-            found.append(f"{self.suppressed:,} packets have no event: a limit of events was hit")
-        if self.allowed:
-            found.append(f"{self.allowed:,} packets have no event: allowed without log_allowed")
-        if self.offloaded:
-            found.append(f"{self.offloaded:,} packets have no event: the kernel dropped them")
-        if self.kernel_dropped:
-            found.append(f"{self.kernel_dropped:,} packets were never judged: the queue was full")
-        if self.kernel_passed:
-            found.append(f"{self.kernel_passed:,} packets passed unjudged: the queue was full")
-        if self.shed:
-            found.append(f"{self.shed:,} packets were never judged: above max_rate_pps")
-        if self.unjudged:
-            found.append(f"{self.unjudged:,} packets were never judged: the daemon failed")
-        if self.lost_judged:
-            found.append(f"{self.lost_judged:,} packets have no event: their worker was killed")
-        if self.lost_lines:
-            found.append(f"{self.lost_lines:,} lines are lost: their packets are unknown")
-        return found
+        counts = ((getattr(self, name), text) for name, text in _TEXTS.items())
+        return [f"{count:,} {text}" for count, text in counts if count]
 
 
 class _Gap(msgspec.Struct):
@@ -263,25 +248,9 @@ class EventReader:
         return name != _PACKET_JUDGED
 
     def _count_gap(self, name: str, gap: _Gap) -> None:
-        unrecorded = self.unrecorded
-        if name == _SUPPRESSED:
-            unrecorded.suppressed += gap.packets
-        elif name == _KERNEL_DROPPED:
-            unrecorded.kernel_dropped += gap.since_last
-        elif name == _KERNEL_PASSED:
-            unrecorded.kernel_passed += gap.since_last
-        elif name == _SHED:
-            unrecorded.shed += gap.packets
-        elif name == _UNJUDGED:
-            unrecorded.unjudged += gap.unread + gap.failed
-        elif name == _UNRECORDED:
-            unrecorded.lost_judged += gap.packets
-        elif name == _ALLOWED:
-            unrecorded.allowed += gap.packets
-        elif name == _OFFLOADED:
-            unrecorded.offloaded += gap.offload_drops
-        else:
-            unrecorded.lost_lines += gap.lines
+        number, fields = _GAPS[name]
+        found = sum(getattr(gap, each) for each in fields)
+        setattr(self.unrecorded, number, getattr(self.unrecorded, number) + found)
 
     def _skip(self) -> None:
         self.skipped += 1

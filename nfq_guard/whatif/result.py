@@ -2,7 +2,9 @@
 """A trial as a JSON object."""
 
 from collections.abc import Mapping
-from typing import Final, TypedDict
+from typing import Final, TypedDict, cast
+
+import msgspec
 
 from nfq_guard.telemetry.reader import Unrecorded
 from nfq_guard.whatif.conversations import Fate
@@ -211,17 +213,7 @@ def result(
         "difference": difference,
         "unrecorded": None
         if unrecorded is None
-        else {
-            "suppressed": unrecorded.suppressed,
-            "kernel_dropped": unrecorded.kernel_dropped,
-            "kernel_passed": unrecorded.kernel_passed,
-            "shed": unrecorded.shed,
-            "unjudged": unrecorded.unjudged,
-            "offloaded": unrecorded.offloaded,
-            "allowed": unrecorded.allowed,
-            "lost_judged": unrecorded.lost_judged,
-            "lost_lines": unrecorded.lost_lines,
-        },
+        else cast("UnrecordedRecord", msgspec.structs.asdict(unrecorded)),
         "doubtful": trial.doubtful,
         "skipped_lines": skipped_lines,
         "damage": damage,
