@@ -32,7 +32,15 @@ from nfq_guard.doctor.rule_model import (
     in_range,
     known,
 )
-from nfq_guard.firewall.saved import Saved, SavedRule, SavedTable, is_own, split
+from nfq_guard.firewall.saved import (
+    NEED_ENTRY,
+    NEED_ENTRY_UNLESS_NEGATED,
+    Saved,
+    SavedRule,
+    SavedTable,
+    is_own,
+    split,
+)
 from nfq_guard.firewall.spec import Backend, Family
 from nfq_guard.raw_rules import UNKNOWN_ZONE, UNTRACKED
 
@@ -50,11 +58,8 @@ _PROTOCOLS: Final = frozenset(
 )
 _WITHOUT_ENTRY: Final = {
     # Match modules that use the conntrack entry: their result without one, unless negated.
-    "connmark": NO_ENTRY,
-    "connbytes": NO_ENTRY,
-    "cluster": NO_ENTRY,
-    "helper": None,
-    "connlabel": None,
+    **dict.fromkeys(NEED_ENTRY, NO_ENTRY),
+    **dict.fromkeys(NEED_ENTRY_UNLESS_NEGATED),
 }
 _TARGETS: Final = {
     "ACCEPT": Act.ACCEPT,

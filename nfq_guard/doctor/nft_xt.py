@@ -10,10 +10,10 @@ from typing import Any, Final
 
 from nfq_guard.doctor.iptables_rules import PASSING
 from nfq_guard.doctor.rule_model import ALWAYS, NO_ENTRY, Condition, depends, unreadable
+from nfq_guard.firewall.saved import NEED_ENTRY, NEED_ENTRY_UNLESS_NEGATED
 
-# Matches on the conntrack entry or its state. The first ones never match without an entry.
-_OF_ENTRY: Final = frozenset({"cluster", "connbytes", "connmark"})
-_OF_STATE: Final = frozenset({"connlabel", "conntrack", "helper", "state"})
+# Matches whose options decide whether they hold for a packet without an entry.
+_OF_STATE: Final = NEED_ENTRY_UNLESS_NEGATED | {"conntrack", "state"}
 _HOLDING: Final = frozenset({"comment", "nfacct"})
 # Their options decide what they write.
 _WRITING: Final = frozenset({"CT", "HMARK", "MARK", "NOTRACK", "SET"})
@@ -24,7 +24,7 @@ def condition(statement: Any) -> Condition | None:  # noqa: ANN401 - JSON
     name = _name(statement, "match")
     if not name or name in _HOLDING:
         return ALWAYS if name else None
-    if name in _OF_ENTRY:
+    if name in NEED_ENTRY:
         return NO_ENTRY
     return unreadable(f"-m {name}") if name in _OF_STATE else depends(f"-m {name}")
 

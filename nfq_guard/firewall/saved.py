@@ -17,9 +17,10 @@ _QUEUES: Final = re.compile(r"(?<=--queue-num )\d+|(?<=--queue-balance )[\d:]+")
 # A word of iptables-save: in quotes, where a backslash precedes each quote and backslash, or plain.
 _WORD: Final = re.compile(r'"((?:[^"\\]|\\.)*)"(?!\S)|(\S+)')
 _ESCAPED: Final = re.compile(r"\\(.)")
-# Matches that never hold without a conntrack entry, and those that then hold if negated.
-_NEED_ENTRY: Final = frozenset({"cluster", "connbytes", "connmark"})
-_NEED_ENTRY_UNLESS_NEGATED: Final = frozenset({"connlabel", "helper"})
+NEED_ENTRY: Final = frozenset({"cluster", "connbytes", "connmark"})
+"""Matches of iptables that never hold without a conntrack entry."""
+NEED_ENTRY_UNLESS_NEGATED: Final = frozenset({"connlabel", "helper"})
+"""Those that then hold if they are negated."""
 _STATES: Final = ("--ctstate", "--state")
 
 Meaning = frozenset[tuple[str, ...]]
@@ -173,9 +174,9 @@ def _may_hold(module: str, options: list[list[str]]) -> bool:
     ]
     if module == "conntrack" and options and not stated:
         return False  # the other options of a match with a state are not looked at
-    if module in _NEED_ENTRY:
+    if module in NEED_ENTRY:
         return False
-    if module in _NEED_ENTRY_UNLESS_NEGATED and not all(name.startswith("! ") for name in names):
+    if module in NEED_ENTRY_UNLESS_NEGATED and not all(name.startswith("! ") for name in names):
         return False
     # Our rules exclude the loopback interface.
     return all(stated) and ["-i", "lo"] not in options
