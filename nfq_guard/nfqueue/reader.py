@@ -119,9 +119,8 @@ class QueueReader:
             self.unread = -1
         else:
             self.socket = _opened()
-        enlarge(
-            self.socket, socket_buffer_bytes
-        )  # if it stays smaller, a note in the log reports it
+        # If it stays smaller, a note in the log reports it.
+        enlarge(self.socket, socket_buffer_bytes)
         # In one call, or packets would come before the flags whenever this process has to wait for
         # a CPU: with a queue of 64 and many packets the kernel dropped a thousand at some binds.
         self.socket.send(
