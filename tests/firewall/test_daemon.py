@@ -48,6 +48,22 @@ def daemon(
         process.communicate(timeout=60)
 
 
+def queues(wire: Wire) -> list[str]:
+    """The queues that are served."""
+    listed = wire.guarded.ns.run("cat", "/proc/net/netfilter/nfnetlink_queue").stdout
+    return [line.split()[0] for line in listed.splitlines()]
+
+
+def kill(wire: Wire, process: subprocess.Popen[str]) -> None:
+    """Kill the daemon.
+
+    A program that it starts at that moment holds its queue until it has closed its copy.
+    """
+    process.send_signal(signal.SIGKILL)
+    process.wait(timeout=60)
+    wait_for(lambda: queues(wire) == [])
+
+
 def _arrive(wire: Wire, family: Family) -> int:
     with wire.guarded.listen(family) as raw:
         wire.peer.send_invalid(family, ADDRESSES[family][1], SENT)
@@ -68,8 +84,7 @@ def test_judged_packets_pass_and_without_a_daemon_the_fail_mode_holds(
 ) -> None:
     with daemon(wire, mode, tmp_path) as process:
         assert _arrive(wire, family) == SENT
-        process.send_signal(signal.SIGKILL)
-        process.wait(timeout=60)
+        kill(wire, process)
         assert _arrive(wire, family) == when_dead
     with daemon(wire, mode, tmp_path):
         assert _arrive(wire, family) == SENT
@@ -82,15 +97,8 @@ def test_a_dead_dry_run_lets_packets_pass_whatever_the_fail_mode(
     wire: Wire, tmp_path: Path
 ) -> None:
     with daemon(wire, FailMode.CLOSED, tmp_path, Mode.DRY_RUN) as process:
-        process.send_signal(signal.SIGKILL)
-        process.wait(timeout=60)
+        kill(wire, process)
         assert _arrive(wire, Family.IPV4) == SENT
-
-
-def queues(wire: Wire) -> list[str]:
-    """The queues that are served."""
-    listed = wire.guarded.ns.run("cat", "/proc/net/netfilter/nfnetlink_queue").stdout
-    return [line.split()[0] for line in listed.splitlines()]
 
 
 @pytest.mark.parametrize("backend", ["nft", "legacy"])
@@ -116,15 +124,11 @@ def test_the_rules_follow_the_mode(
         switch(Mode.ENFORCE)
         switch(Mode.DRY_RUN)
         switch(Mode.ENFORCE)
-        process.send_signal(signal.SIGKILL)
-        process.wait(timeout=60)
-        wait_for(lambda: queues(wire) == [])
+        kill(wire, process)
         assert _arrive(wire, Family.IPV4) == 0
     with daemon(wire, fail_mode, tmp_path, Mode.ENFORCE, more) as process:
         switch(Mode.DRY_RUN)
-        process.send_signal(signal.SIGKILL)
-        process.wait(timeout=60)
-        wait_for(lambda: queues(wire) == [])
+        kill(wire, process)
         assert _arrive(wire, Family.IPV4) == SENT
 
 
