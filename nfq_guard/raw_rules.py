@@ -38,6 +38,8 @@ UNKNOWN_ZONE: Final = 1 << 16
 _OWN_REASONS: Final = frozenset(
     {Reason.BAD_FLAGS, Reason.BAD_CHECKSUM, Reason.MALFORMED, Reason.ICMP_MISMATCH}
 )
+# TCP flags that rules for SYNs alone treat differently: in a packet, and in what answers it.
+_EACH_OPENING: Final = (ACK, SYN, RST)
 _ALLOWED: Final = Decision(Action.ALLOW, RULE_HIDDEN_HALF)
 
 MOST_RULES: Final = 256
@@ -220,11 +222,23 @@ class RawRules:
         self, queued: Queued, packet: Packet, snapshot: FlowSnapshot | None
     ) -> RawRule | None:
         """The rule that may hide the other half of a packet's flow; None if no rule does."""
+        flags = packet.l4.flags if isinstance(packet.l4, Segment) else 0
+        return self._hiding(queued, packet, snapshot, flags)
+
+    def hides_some(self, queued: Queued, packet: Packet, snapshot: FlowSnapshot | None) -> bool:
+        """Whether a rule may hide the other half for a packet of this flow with other flags."""
+        return any(
+            self._hiding(queued, packet, snapshot, flags) is not None for flags in _EACH_OPENING
+        )
+
+    def _hiding(
+        self, queued: Queued, packet: Packet, snapshot: FlowSnapshot | None, flags: int
+    ) -> RawRule | None:
+        """`hiding`, for a packet with these TCP flags in place of its own; 0 if it is not TCP."""
         way = tuple_of(packet)
         if way is None:
             return None
         leaving = queued.hook == Hook.OUTPUT
-        flags = packet.l4.flags if isinstance(packet.l4, Segment) else 0
         device = queued.outdev if leaving else queued.indev
         here = Place(queued.hook, device, opening=flags & (SYN | ACK) == SYN)
         values = values_of(way)

@@ -203,7 +203,13 @@ def test_a_rule_for_syns_alone(flags: int, *, hides: bool) -> None:
     packet = segment()
     assert isinstance(packet.l4, Segment)
     packet.l4.flags = flags
-    assert (hiding(rule(REPLIES, opening=True), packet=packet) is not None) is hides
+    rules = RawRules([rule(REPLIES, opening=True)])
+    assert (rules.hiding(came(), packet, None) is not None) is hides
+    assert rules.hides_some(came(), packet, None), "another packet of the flow may answer one"
+
+
+def test_no_packet_of_a_flow_has_a_hidden_half() -> None:
+    assert not RawRules([rule(REQUESTS)]).hides_some(came(), segment(), None)
 
 
 def test_conditions_that_only_the_text_shows() -> None:

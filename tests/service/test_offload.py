@@ -3,6 +3,7 @@
 
 import errno
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ import pytest
 from nfq_guard.engine import VERDICT_DROP, Engine, Judgment, Mode
 from nfq_guard.finding import Finding, Reason
 from nfq_guard.firewall.offload_sets import OneWay
-from nfq_guard.flow import PROTO_TCP, Evidence, FlowSnapshot, FlowTuple, Hook
+from nfq_guard.flow import IPV4, PROTO_TCP, PROTO_UDP, Evidence, FlowSnapshot, FlowTuple, Hook
 from nfq_guard.flows.open import NoFlows
 from nfq_guard.policy.decision import Action, Decision, Policy
 from nfq_guard.policy.matcher import compile_policy
 from nfq_guard.policy.parse import parse_policy
+from nfq_guard.raw_rules import UNTRACKED, RawAct, RawRule, RawRules
 from nfq_guard.seqno import seq
 from nfq_guard.service.worker import offload
 from nfq_guard.service.worker.offload import Offloader
@@ -224,6 +226,32 @@ def test_a_change_of_mode_or_policy_takes_everything_back(bench: Bench) -> None:
     bench.offloader.process_batch([dropped()] * AFTER, 100.4)
     assert bench.offloaded() == []
     assert bench.stats.counters["offload_refused"] == 1
+
+
+HIDES_REPLIES = RawRule(
+    "hides", IPV4, PROTO_TCP, Hook.PREROUTING, "raw", RawAct.TRACKING, UNTRACKED
+)
+
+
+@pytest.mark.parametrize("rule", [HIDES_REPLIES, replace(HIDES_REPLIES, opening=True)])
+def test_a_flow_with_a_hidden_half_is_not_offloaded(bench: Bench, rule: RawRule) -> None:
+    """Its packets with contradicting flags are dropped, but others of the same flow pass."""
+    bench.engine.raw_rules = RawRules([rule])
+    judgment = dropped()
+    judgment.finding = Finding(Reason.BAD_FLAGS)
+    bench.offloader.process_batch([judgment] * AFTER, 100.0)
+    assert bench.offloaded() == []
+    assert bench.stats.counters["offload_refused"] == 1
+
+
+def test_other_rules_before_conntrack_take_everything_back(bench: Bench) -> None:
+    bench.offloader.process_batch([dropped()] * AFTER, 100.0)
+    bench.engine.raw_rules = RawRules([HIDES_REPLIES])
+    bench.offloader.tick(100.1)
+    assert bench.offloaded() == []
+    bench.engine.raw_rules = RawRules([replace(HIDES_REPLIES, proto=PROTO_UDP)])
+    bench.offloader.process_batch([dropped()] * AFTER, 100.2)
+    assert bench.offloaded() == [1]
 
 
 def test_flows_of_a_killed_daemon_are_removed_first(bench: Bench) -> None:

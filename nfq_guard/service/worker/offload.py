@@ -2,7 +2,8 @@
 """Offloads floods: the kernel drops the INVALID packets of a flow without the daemon.
 
 One direction of a flow is offloaded once it has brought many INVALID packets within a second and
-the policy would drop every packet that it can bring (`policy.offloadable`). The offload ends after
+the policy would drop every packet that it can bring (`policy.offloadable`), unless rules before
+conntrack hide its other half, whose packets pass (`raw_rules`). The offload ends after
 a limited time, at the latest when the flow's conntrack entry expires. The next packet is judged by
 the policy in force at that time; if it is dropped, the flow is offloaded again at once.
 
@@ -22,6 +23,7 @@ from nfq_guard.names import hook as hook_name
 from nfq_guard.policy.decision import Action, Policy
 from nfq_guard.policy.matcher import CompiledPolicy
 from nfq_guard.policy.offloadable import OffloadCheck
+from nfq_guard.raw_rules import RawRules
 from nfq_guard.service.settings import Settings
 from nfq_guard.service.worker.safe_judge import Judge
 from nfq_guard.telemetry.events import Offloaded, OffloadedFlow, OffloadFailed
@@ -78,7 +80,8 @@ class Offloader:
 
         Args:
             sets: The kernel's sets of flows.
-            judge: Judges the packets of the queue; its policy and mode decide what is offloaded.
+            judge: Judges the packets of the queue; its policy, its mode and its rules before
+                conntrack decide what is offloaded.
             stats: Holds the counters.
             events: Logs offloads, at most once a second.
             after: Packets of one flow that must be dropped within a second before it is offloaded.
@@ -94,8 +97,9 @@ class Offloader:
         self._most = most
         self._policy: Policy | None = None
         self._check: OffloadCheck | None = None
-        # Whether the sets may hold flows of another policy, of another mode, or of a daemon that
-        # was killed.
+        self._raw_rules: RawRules | None = None
+        # Whether the sets may hold flows of another policy or mode, of other rules before
+        # conntrack, or of a daemon that was killed.
         self._stale = True
         self._window_end = 0.0
         self._counts: dict[_Key, int] = {}
@@ -143,15 +147,17 @@ class Offloader:
         self._report()
 
     def resync(self, now: float) -> bool:
-        """Remove all flows from the kernel's sets if mode or policy changed.
+        """Remove all flows from the kernel's sets if the mode, policy or raw rules changed.
 
         Returns whether flows may be offloaded.
         """
         policy = self._judge.enforced_policy
-        if policy is not self._policy or self._stale:
+        raw_rules = self._judge.raw_rules
+        if policy is not self._policy or raw_rules is not self._raw_rules or self._stale:
             if now < self._not_before:
                 return False
             self._policy = policy
+            self._raw_rules = raw_rules
             self._check = OffloadCheck(policy) if isinstance(policy, CompiledPolicy) else None
             self._clear(now)
         return self._check is not None and not self._stale
@@ -193,7 +199,11 @@ class Offloader:
         if self._check is None or not isinstance(packet, Packet) or self._checked >= _CHECKED_MAX:
             return 0.0
         self._checked += 1
-        if not self._check.all_dropped(judgment.queued, packet, snapshot):
+        queued = judgment.queued
+        rules = self._raw_rules
+        if not self._check.all_dropped(queued, packet, snapshot) or (
+            rules is not None and rules.hides_some(queued, packet, snapshot)
+        ):
             self._staying.add(key)
             self._stats.counters["offload_refused"] += 1
             return 0.0

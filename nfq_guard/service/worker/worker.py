@@ -164,7 +164,7 @@ class Worker:
         self._pods: Mapping[bytes, Pod] | None = None
         self._resets = Resets()
         self._until_sample = _SAMPLED
-        # Of the packets that the limiter holds.
+        # Where the flows of the packets that the limiter holds were looked up.
         self._evidence = stats.evidence
         self._allowed = 0
         self._log_unrecorded_at = float("-inf")
@@ -436,7 +436,7 @@ class Worker:
     def _emit_folded(self) -> None:
         """Emit what the limiter holds, before what judges the packets changes."""
         self._emit_between(self._limiter.rest(time.monotonic()))
-        # That of the packets that were judged meanwhile.
+        # And what was judged between the slices.
         self._emit(self._limiter.rest(time.monotonic()), self._evidence)
 
     def _emit_between(self, due: list[Fold]) -> None:
