@@ -31,65 +31,65 @@ class Notice(NamedTuple):
 
 NOTICES: Final = (
     Notice(
-        "conntrack table full",
-        "packet",
-        True,  # noqa: FBT003 - a row of a table, as below
-        re.compile(
+        title="conntrack table full",
+        unit="packet",
+        dropped=True,
+        pattern=re.compile(
             r"(?:(?:nf|ip)_conntrack: ){1,2}(?:nf_conntrack: )?"
             r"table full(?: in netns \d{1,12})?, dropping packet"
         ),
-        "Conntrack had no room for another flow and dropped the packet before any rule could match "
-        "it. It was not INVALID, and no rule or policy can save such packets. The kernel limits "
-        "the rate of these lines, so that there may have been many more packets.",
-        "Compare net.netfilter.nf_conntrack_count with net.netfilter.nf_conntrack_max, and raise "
-        "the latter or shorten timeouts. Find what opens so many flows: conntrack -L. The column "
-        "drop of conntrack -S has every such packet.",
+        meaning="Conntrack had no room for another flow and dropped the packet before any rule "
+        "could match it. It was not INVALID, and no rule or policy can save such packets. The "
+        "kernel limits the rate of these lines, so that there may have been many more packets.",
+        next="Compare net.netfilter.nf_conntrack_count with net.netfilter.nf_conntrack_max, and "
+        "raise the latter or shorten timeouts. Find what opens so many flows: conntrack -L. The "
+        "column drop of conntrack -S has every such packet.",
     ),
     Notice(
-        "expectation table full",
-        "line",
-        False,  # noqa: FBT003
-        re.compile(r"(?:nf_conntrack: ){1,2}expectation table full"),
-        "A helper, such as that of FTP or SIP, could not announce a connection, which is then NEW "
-        "instead of RELATED. The line says nothing about INVALID packets.",
-        "Raise net.netfilter.nf_conntrack_expect_max, or find the host that opens so many: "
+        title="expectation table full",
+        unit="line",
+        dropped=False,
+        pattern=re.compile(r"(?:nf_conntrack: ){1,2}expectation table full"),
+        meaning="A helper, such as that of FTP or SIP, could not announce a connection, which is "
+        "then NEW instead of RELATED. The line says nothing about INVALID packets.",
+        next="Raise net.netfilter.nf_conntrack_expect_max, or find the host that opens so many: "
         "conntrack -L expect.",
     ),
     Notice(
-        "queue full",
-        "line",
-        True,  # noqa: FBT003
-        re.compile(
+        title="queue full",
+        unit="line",
+        dropped=True,
+        pattern=re.compile(
             r"(?:nfnetlink_queue: )?nf_queue: full at \d{1,10} entries, dropping packets?\(?s?\)?"
         ),
-        "A program that judges packets in NFQUEUE was slower than they came, and the kernel "
-        "dropped some. The line does not say which queue it was, which packets or how many: the "
+        meaning="A program that judges packets in NFQUEUE was slower than they came, and the kernel"
+        " dropped some. The line does not say which queue it was, which packets or how many: the "
         "kernel limits the rate of these lines.",
-        "/proc/net/netfilter/nfnetlink_queue counts them by queue, and names the port of the "
+        next="/proc/net/netfilter/nfnetlink_queue counts them by queue, and names the port of the "
         "program. Of nfq-guard, nfq-guard status has the same count.",
     ),
     Notice(
-        "lines left out by the kernel",
-        "line",
-        False,  # noqa: FBT003
-        re.compile(_LIMITED + r": (?P<count>\d{1,10}) callbacks suppressed"),
-        "The kernel left out lines because they came too fast. Some of them may have been of "
-        "packets: no count above is the whole one.",
-        "Counters do not leave out any: conntrack -S, and iptables -nvxL or nft list ruleset for "
-        "those of rules.",
+        title="lines left out by the kernel",
+        unit="line",
+        dropped=False,
+        pattern=re.compile(_LIMITED + r": (?P<count>\d{1,10}) callbacks suppressed"),
+        meaning="The kernel left out lines because they came too fast. Some of them may have been "
+        "of packets: no count above is the whole one.",
+        next="Counters do not leave out any: conntrack -S, and iptables -nvxL or nft list ruleset "
+        "for those of rules.",
     ),
     Notice(
-        "lines lost by the log",
-        "line",
-        False,  # noqa: FBT003
-        re.compile(
+        title="lines lost by the log",
+        unit="line",
+        dropped=False,
+        pattern=re.compile(
             r"(?:(?:systemd-)?journald\[\d{1,10}\]: )?"
             r"(?:(?:\*\*|Missed) (?P<count>\d{1,10}) (?:printk messages dropped|kernel messages)"
             r"|/dev/kmsg buffer overrun, some messages lost)"
         ),
-        "The kernel wrote faster than the log was read, and lines are lost. Some of them may have "
-        "been of packets: no count above is the whole one.",
-        "Limit the rate of LOG rules (-m limit, or limit rate in nftables), or enlarge the "
+        meaning="The kernel wrote faster than the log was read, and lines are lost. Some of them "
+        "may have been of packets: no count above is the whole one.",
+        next="Limit the rate of LOG rules (-m limit, or limit rate in nftables), or enlarge the "
         "kernel's buffer (log_buf_len). Counters do not lose any: conntrack -S.",
     ),
 )
