@@ -18,7 +18,7 @@ from nfq_guard.flows.open import NoFlows
 from nfq_guard.nfqueue.counters import CounterFile
 from nfq_guard.policy.decision import Action, Decision
 from nfq_guard.policy.default import default_policy
-from nfq_guard.service.worker.worker import FlowHistory, Worker
+from nfq_guard.service.worker.worker import FlowHistory, Worker, _epoch
 from nfq_guard.telemetry.events import PacketJudged, Pod
 from nfq_guard.telemetry.limiter import EventLimiter
 from nfq_guard.telemetry.log import EventLog
@@ -193,6 +193,10 @@ def test_what_was_neither_read_nor_dropped_has_passed(tmp_path: Path) -> None:
     assert counters["buffer_full_passes"] == 5
     kernel_file(told, buffer=4, last=30).close()
     one.refresh()
+    assert counters["buffer_full_passes"] == 25
+    kernel_file(told, buffer=4, last=40).close()
+    for _ in range(2):  # the packets with the new ids may be in transit
+        one.refresh()
     assert counters["buffer_full_passes"] == 25
     one.close(0)
 
@@ -497,6 +501,23 @@ def test_a_packet_that_was_dropped_causes_no_reset(tmp_path: Path) -> None:
         one.process_batch()
         one.close(0)
         assert one.stats.counters["caused_resets"] == caused
+
+
+def test_a_packet_has_the_same_time_in_all_events_unless_the_clock_is_set() -> None:
+    zero = _epoch(0.0)
+    assert any(_epoch(zero) == zero for _ in range(100)), "some readings were not interrupted"
+    assert _epoch(zero - 0.5) > zero - 0.4
+
+
+def test_lines_that_were_lost_last_are_logged_at_the_end(tmp_path: Path) -> None:
+    one = worker(FakeQueue(), tmp_path / "log", FakeEngine())
+    (output,) = one._events.outputs
+    output.sink.dropped = 1
+    one.tick(0)
+    output.sink.dropped = 3
+    one.close(1)
+    lost = [one["lines"] for one in events(tmp_path / "log") if "lines" in one]
+    assert lost == [1, 2]
 
 
 def test_packets_that_are_no_segments_are_not_linked(tmp_path: Path) -> None:
