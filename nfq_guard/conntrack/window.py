@@ -218,15 +218,16 @@ def rst_breach_of(
 def is_near(segment: Segment, sender: Peer, receiver: Peer, least: int) -> bool:
     """Whether a segment is close to every bound of its window, broken or not.
 
-    Close means within a window of the other side, or `least` bytes if that is more. A blind sender
-    meets one bound by chance half of the time, but rarely all of them.
+    Close means within `least` bytes, or within a further window if that is more; for bound III,
+    beyond which there is no data, within `least` bytes. A blind sender meets one bound by chance
+    half of the time, but rarely all of them.
     """
     sack = acknowledged(segment, receiver)
     window = max(least, receiver.td_maxwin)
-    ack_window = max(least, max_ack_window(sender.td_maxwin))
+    lag = max_ack_window(sender.td_maxwin)
     return not (
         after(segment.seq, add(sender.td_maxend, window))
         or before(segment.end, add(sender.td_end, -receiver.td_maxwin - window))
         or after(sack, add(receiver.td_end, least))
-        or before(sack, add(receiver.td_end, -max_ack_window(sender.td_maxwin) - ack_window))
+        or before(sack, add(receiver.td_end, -lag - max(least, lag)))
     )
