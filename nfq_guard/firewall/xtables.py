@@ -161,7 +161,7 @@ class Xtables:
         self.backend = backend
         self.family = family
         self._runner = runner
-        self._base = f"{'iptables' if family is Family.IPV4 else 'ip6tables'}"
+        self._base = "iptables" if family is Family.IPV4 else "ip6tables"
 
     def program(self, suffix: str) -> str | None:
         """The program of this backend with a suffix such as `-save`; None without one.
@@ -216,8 +216,7 @@ class Xtables:
         """
         if text:
             program = self._needed("-restore")
-            argv = [program, "--noflush", "--wait", str(LOCK_WAIT_S)]
-            result = self._runner.run(argv, text)
+            result = self._load(program, text)
             if result.status:
                 raise self._failure(program, result, text)
 
@@ -235,6 +234,9 @@ class Xtables:
                 return ""
             raise self._failure(program, result)
         return result.stdout
+
+    def _load(self, program: str, text: str) -> Result:
+        return self._runner.run([program, "--noflush", "--wait", str(LOCK_WAIT_S)], text)
 
     def _needed(self, suffix: str) -> str:
         program = self.program(suffix)
@@ -270,16 +272,15 @@ class Xtables:
 
     def _unsupported(self, text: str) -> str | None:
         """The kernel option that `text` lacks, found by trying one extension at a time."""
+        program = self._needed("-restore")
+        chain = "NFQ_GUARD_PROBE"
         for what, option, rule in _EXTENSIONS:
             if rule.split(" --", 1)[0] not in text:
                 continue
-            chain = "NFQ_GUARD_PROBE"
             probe = f"*mangle\n:{chain} - [0:0]\n-A {chain} {rule}\nCOMMIT\n"
-            program = self._needed("-restore")
-            argv = [program, "--noflush", "--wait", str(LOCK_WAIT_S)]
-            if self._runner.run(argv, probe).status:
+            if self._load(program, probe).status:
                 return f"the kernel lacks {what} ({option})"
-            self._runner.run(argv, f"*mangle\n:{chain} - [0:0]\n-X {chain}\nCOMMIT\n")
+            self._load(program, f"*mangle\n:{chain} - [0:0]\n-X {chain}\nCOMMIT\n")
         return None
 
 
