@@ -18,6 +18,9 @@ from nfq_guard.flows.open import NoFlows
 from nfq_guard.nfqueue.counters import CounterFile
 from nfq_guard.policy.decision import Action, Decision
 from nfq_guard.policy.default import default_policy
+from nfq_guard.policy.matcher import compile_policy
+from nfq_guard.policy.model import PolicyModel
+from nfq_guard.policy.parse import parse_policy
 from nfq_guard.service.worker.worker import FlowHistory, Worker, _epoch
 from nfq_guard.telemetry.events import PacketJudged, Pod
 from nfq_guard.telemetry.limiter import EventLimiter
@@ -455,6 +458,31 @@ def test_folded_packets_keep_the_evidence_with_which_they_were_judged(tmp_path: 
     judged = [each for each in events(tmp_path / "log") if each["event"] == "packet_judged"]
     packets = [(each["evidence"], each.get("count", 1)) for each in judged]
     assert packets == [("bpf", 1), ("bpf", 2), ("ctnetlink", 1), ("ctnetlink", 2)]
+
+
+@pytest.mark.parametrize(
+    ("acting", "on_trial", "counter"),
+    [
+        ("drop", "log", "shadow_would_pass"),
+        ("log", "drop", "shadow_would_drop"),
+        ("log", "allow", "shadow_differs_otherwise"),
+        ("log", "log", None),
+    ],
+)
+def test_disagreements_with_a_policy_on_trial_are_counted(
+    tmp_path: Path, acting: str, on_trial: str, counter: str | None
+) -> None:
+    policy = compile_policy(everything(acting), compile_policy(everything(on_trial)))
+    engine = Engine(policy=policy, flows=NoFlows(), mode=Mode.ENFORCE)
+    one = worker(FakeQueue(queued(b"D")), tmp_path / "log", engine)
+    one.process_batch()
+    found = {name for name, count in one.stats.counters.items() if "shadow" in name and count}
+    assert found == ({counter} if counter else set())
+
+
+def everything(action: str) -> PolicyModel:
+    table = {"default": action, "on_unknown": action, "i_know": "drops everything"}
+    return parse_policy(table, source="test")
 
 
 def test_pods_are_those_of_the_time_of_the_event(tmp_path: Path) -> None:
