@@ -152,7 +152,7 @@ def _chain(should: TableRules, table: SavedTable) -> Iterator[_Part]:
             detail = f"rule {number}: expected `{expected}`, found `{live[number - 1]}`"
             yield Kind.CHANGED_RULE, should.chain, detail
     for number, text in enumerate(live[len(should.rules) :], start=len(should.rules) + 1):
-        yield Kind.EXTRA_RULE, should.chain, f"rule {number} `{text}` is not ours to have there"
+        yield Kind.EXTRA_RULE, should.chain, f"rule {number} `{text}` does not belong there"
 
 
 def _jumps(should: TableRules, table: SavedTable) -> Iterator[_Part]:

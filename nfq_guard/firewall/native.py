@@ -32,6 +32,7 @@ from nfq_guard.firewall.spec import (
     RulesSpec,
 )
 from nfq_guard.firewall.xtables import Runner
+from nfq_guard.names import counted
 
 PRIORITY: Final = -149
 """One after mangle."""
@@ -263,12 +264,12 @@ def _differences(
         ours = [rule for rule in here if rule.get("comment") == comment]
         others = [rule for rule in here if not _is_ours(rule)]
         if others:
-            detail = f"{len(others)} rules are not ours to have there"
+            detail = f"found {counted(len(others), 'rule')} besides ours"
             yield _difference(Kind.EXTRA_RULE, name, detail)
         if len(here) - len(others) != len(ours):
             yield _difference(Kind.CHANGED_RULE, name, "it is for another configuration")
         elif len(ours) != count:
-            detail = f"expected {count} rules of ours, found {len(ours)}"
+            detail = f"expected {counted(count, 'rule')} of ours, found {len(ours)}"
             yield _difference(Kind.MISSING_RULE, name, detail)
         if base is not None:
             place = (chains[name].get("hook"), chains[name].get("prio"))

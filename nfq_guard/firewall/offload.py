@@ -22,6 +22,7 @@ from nfq_guard.firewall.compare import Difference, Kind
 from nfq_guard.firewall.nft_program import Listed
 from nfq_guard.firewall.spec import COMMENT, OFFLOAD_TABLE, Backend, Family
 from nfq_guard.firewall.xtables import Runner
+from nfq_guard.names import counted
 
 TABLE: Final = OFFLOAD_TABLE
 COUNTER: Final = "dropped"
@@ -158,7 +159,7 @@ def _differences(live: Listed, most: int) -> Iterator[Difference]:
             detail = f"expected {wanted} rules of ours, found {len(ours)}"
             yield _difference(Kind.MISSING_RULE, hook, detail)
         if len(here) > len(ours):
-            detail = f"{len(here) - len(ours)} rules are not ours to have there"
+            detail = f"found {counted(len(here) - len(ours), 'rule')} besides ours"
             yield _difference(Kind.EXTRA_RULE, hook, detail)
         place = (chains[hook].get("hook"), chains[hook].get("prio"))
         if place != (hook, _PRIORITY):
