@@ -204,20 +204,19 @@ def kind_of(judgment: Judgment) -> Kind:
     l4 = packet.l4 if isinstance(packet, Packet) else None
     if isinstance(l4, Segment):
         ports = l4.sport << 16 | l4.dport
-        numbers |= l4.flags << 32 | (1 if l4.payload_len > 0 else 0) << 40 | 1 << 41
+        numbers |= l4.flags << 32 | (1 if l4.payload_len > 0 else 0) << 40
     elif isinstance(l4, Datagram):
         ports = l4.sport << 16 | l4.dport
-        numbers |= (1 if l4.length > UDP_HEADER else 0) << 40 | 2 << 41
+        numbers |= (1 if l4.length > UDP_HEADER else 0) << 40
     elif isinstance(l4, SctpPacket):
         ports = l4.sport << 16 | l4.dport
-        numbers |= 5 << 41
     else:
         # For an ICMP error, the flow that it quotes.
         flow = flow_key(packet)
         if isinstance(packet, Malformed):
-            numbers |= 3 << 41
+            numbers |= 1 << 41
         elif l4 is None:
-            numbers |= 4 << 41
+            numbers |= 2 << 41
     if judgment.finding.breach is not None:
         numbers |= 1 << 44
     entry = -1

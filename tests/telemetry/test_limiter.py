@@ -45,6 +45,8 @@ def test_first_packet_is_logged_and_the_rest_folded() -> None:
     (fold,) = limits.due(10)
     assert (fold.judgment, fold.count) == (folded, 6)
     assert (fold.first, fold.last, fold.distances) == (1, 6, None)
+    assert limits.take(judgment(), 11) == [], "another interval has begun"
+    assert [fold.count for fold in limits.due(20)] == [1]
     assert limits.due(30) == []
     again = judgment()
     assert shown(limits.take(again, 31)) == [(again, 1)]
@@ -94,6 +96,8 @@ def test_packets_that_a_policy_can_tell_apart_are_limited_separately() -> None:
     answers[0].cause = Passed(0, Reason.SEQ_OVER, "rest")
     answers[1].cause = Passed(0, Reason.ACK_OVER, "rest")
     answers[2].cause = Passed(0, Reason.SEQ_OVER, "other")
+    without_numbers = judgment()
+    without_numbers.finding = Finding(Reason.SEQ_OVER)
     kinds = [
         judgment(),
         judgment(syn),
@@ -106,6 +110,7 @@ def test_packets_that_a_policy_can_tell_apart_are_limited_separately() -> None:
         judgment(segment(src=SERVER, dst=CLIENT)),
         judgment(Malformed("cut short", 4, CLIENT, SERVER, 6)),
         judgment(reason=Reason.RACED),
+        without_numbers,
         judgment(flow=snapshot()),
         judgment(flow=dying),
         judgment(verdict=1),
