@@ -171,7 +171,7 @@ def test_earlier_rule_that_lets_some_pass() -> None:
     watched = {"name": "watched", "tcp_flags": "rst", "action": "log"}
     rest = {"name": "rest", "action": "drop"}
     assert not offloadable([watched, rest], nat=True)
-    assert offloadable([rest, watched], nat=True)
+    assert offloadable([rest, watched, {**watched, "name": "again"}], nat=True)
     assert offloadable([{**watched, "sport": 3}, rest], nat=True)
 
 

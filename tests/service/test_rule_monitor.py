@@ -453,6 +453,7 @@ def test_rules_that_cannot_be_changed_stay_what_they_should_be(make: Make) -> No
     one.finish()
     assert outcomes == ["the lock is held"]
     assert one.rules.spec == RulesSpec()
+    assert not one.monitor.forbidden, "the next change may succeed"
 
 
 def test_rules_that_may_not_be_changed_are_for_root(make: Make) -> None:
