@@ -13,7 +13,8 @@ from nfq_guard.conntrack.details import (
     OTHER_INIT,
     SCTP_WITHOUT_ENTRY,
 )
-from nfq_guard.finding import Finding, Ignored, Reason
+from nfq_guard.finding import Breach, Finding, Ignored, Reason
+from nfq_guard.names import bytes_of
 
 
 class Meaning(NamedTuple):
@@ -470,3 +471,17 @@ def _cause_of_transition(detail: str) -> Cause | None:
     if detail in AFTER_HEARTBEAT:
         return Cause.HEARTBEAT_ALONE
     return Cause.OLDER_FLOW if detail in ANSWERS_OTHER_SYN else None
+
+
+def finding_sentence(finding: Finding) -> str:
+    """Why a packet is INVALID, without the reason's name; may be empty."""
+    sentence = "" if finding.breach is None else _breach_sentence(finding.breach)
+    return ", ".join(filter(None, (sentence, finding.detail)))
+
+
+def _breach_sentence(breach: Breach) -> str:
+    """The proof in one sentence."""
+    words = BOUND_WORDS[breach.bound]
+    distance = bytes_of(breach.distance)
+    where = f"{distance} {words.outside} {breach.limit}"
+    return f"{words.actual} {breach.actual} is {where}, {words.limit}"

@@ -164,6 +164,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def bytes_of(count: int) -> str:
+    """A number of bytes with its unit: `1 byte`, `2000 bytes`, as sequence numbers are written."""
+    return "1 byte" if count == 1 else f"{count} bytes"
+
+
 def visible(text: str) -> str:
     """A text that is safe for a terminal: unprintable characters become escapes as in Python.
 

@@ -27,8 +27,8 @@ from nfq_guard.flow import (
     FlowSnapshot,
     Peer,
 )
-from nfq_guard.glossary import BOUND_WORDS, explained
-from nfq_guard.names import address, endpoint, packet_ends, protocol
+from nfq_guard.glossary import BOUND_WORDS, explained, finding_sentence
+from nfq_guard.names import address, bytes_of, endpoint, packet_ends, protocol
 from nfq_guard.policy.decision import Action
 from nfq_guard.replay.explanation import Explanation
 from nfq_guard.replay.number_line import ACTUAL, LIMIT, OTHER, Mark, draw
@@ -38,10 +38,8 @@ from nfq_guard.replay.why_passed import WHY_ABSENT, why_passed
 from nfq_guard.replay.words import (
     UNTRANSLATED,
     association_words,
-    bytes_of,
     direction_text,
     doubt_sentence,
-    finding_sentence,
     flag_letters,
     gist,
     gist_of,

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from typing import Final
 
 from nfq_guard.conntrack.entry import Key
-from nfq_guard.names import counted
+from nfq_guard.names import bytes_of, counted
 from nfq_guard.replay.life import Life, Step
 from nfq_guard.replay.stream import Doubt, Proof
-from nfq_guard.replay.words import bytes_of, direction_text, flag_letters, gist, state_name
+from nfq_guard.replay.words import direction_text, flag_letters, gist, state_name
 from nfq_guard.seqno import Seq
 from nfq_guard.wire.packet import ACK, Segment
 

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple, final
 from nfq_guard.capture.frame import frame_name, own_number
 from nfq_guard.cli.terminal import folded, styled
 from nfq_guard.conntrack.table import CTSTATES
+from nfq_guard.glossary import finding_sentence
 from nfq_guard.names import counted, packet_ends
 from nfq_guard.replay.outcome import Outcome
 from nfq_guard.replay.outside import outside
@@ -20,7 +21,6 @@ from nfq_guard.replay.words import (
     direction_text,
     doubt_gist,
     doubt_sentence,
-    finding_sentence,
     gist,
     gist_of,
     state_name,

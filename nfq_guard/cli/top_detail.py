@@ -9,7 +9,7 @@ from nfq_guard.cli.top_flow import Fields, ends_of, last_event, reasons_text
 from nfq_guard.cli.top_layout import Line, Piece, wrap
 from nfq_guard.conntrack.bounds import BoundCheck
 from nfq_guard.glossary import BOUND_WORDS
-from nfq_guard.names import endpoint
+from nfq_guard.names import bytes_of, endpoint
 from nfq_guard.replay.number_line import ACTUAL, LIMIT, OTHER, Mark, draw
 from nfq_guard.seqno import distance
 from nfq_guard.telemetry.events import FlowWindow, PacketJudged
@@ -82,7 +82,9 @@ def _windows(event: PacketJudged, window: FlowWindow, width: int) -> Iterator[st
 
 def _bound(check: BoundCheck, width: int) -> Iterator[str]:
     words = BOUND_WORDS[check.bound]
-    said = f"{check.room} bytes of room" if check.holds else f"broken by {-check.room} bytes"
+    said = (
+        f"{bytes_of(check.room)} of room" if check.holds else f"broken by {bytes_of(-check.room)}"
+    )
     yield f"{words.numeral:<3} {words.question} {said}"
     marks = [] if check.other is None else [_mark(check, OTHER)]
     marks += [_mark(check, LIMIT), _mark(check, ACTUAL)]

@@ -5,12 +5,13 @@ from typing import TypedDict
 
 from nfq_guard.conntrack.bounds import BoundCheck, Point
 from nfq_guard.flow import FlowSnapshot, Peer
+from nfq_guard.glossary import finding_sentence
 from nfq_guard.names import direction, tuple_ends
 from nfq_guard.replay.explanation import Explanation
 from nfq_guard.replay.frame_record import BreachRecord, FrameRecord, breach_object, record
 from nfq_guard.replay.life import Life, Step
 from nfq_guard.replay.outcome import Outcome
-from nfq_guard.replay.words import direction_text, finding_sentence, flag_letters, state_name
+from nfq_guard.replay.words import direction_text, flag_letters, state_name
 from nfq_guard.wire.packet import ACK, Segment
 
 

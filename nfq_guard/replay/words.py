@@ -9,7 +9,7 @@ from nfq_guard.conntrack.sctp_states import CHUNK_NAMES
 from nfq_guard.finding import Breach, Finding
 from nfq_guard.flow import Association, FlowTuple, SctpState
 from nfq_guard.glossary import BOUND_WORDS
-from nfq_guard.names import protocol, tcp_flags, tcp_state, tuple_ends
+from nfq_guard.names import bytes_of, protocol, tcp_flags, tcp_state, tuple_ends
 from nfq_guard.replay.doubt import Doubted
 from nfq_guard.replay.stream import Doubt
 from nfq_guard.wire.packet import (
@@ -84,19 +84,6 @@ def association_words(association: Association) -> list[str]:
     return words
 
 
-def bytes_of(count: int) -> str:
-    """A count with its unit."""
-    return "1 byte" if count == 1 else f"{count} bytes"
-
-
-def breach_sentence(breach: Breach) -> str:
-    """The proof in one sentence."""
-    words = BOUND_WORDS[breach.bound]
-    distance = bytes_of(breach.distance)
-    where = f"{distance} {words.outside} {breach.limit}"
-    return f"{words.actual} {breach.actual} is {where}, {words.limit}"
-
-
 def breach_gist(breach: Breach) -> str:
     """The proof in short, next to `gist`, which has the number itself."""
     words = BOUND_WORDS[breach.bound]
@@ -137,12 +124,6 @@ def doubt_gist(doubted: Doubted) -> str:
     proof = doubted.proof
     where = "" if proof is None else f" by {frame_name(proof.frame)}"
     return f"in doubt: {doubted.kind}{where}"
-
-
-def finding_sentence(finding: Finding) -> str:
-    """Why a packet is INVALID, without the reason's name; may be empty."""
-    sentence = "" if finding.breach is None else breach_sentence(finding.breach)
-    return ", ".join(filter(None, (sentence, finding.detail)))
 
 
 def gist_of(finding: Finding) -> str:

@@ -3,7 +3,7 @@
 
 import pytest
 
-from nfq_guard.finding import BOUNDS, Finding, Ignored, Reason
+from nfq_guard.finding import BOUNDS, Breach, Finding, Ignored, Reason
 from nfq_guard.glossary import (
     BOUND_WORDS,
     CAUSES,
@@ -13,7 +13,9 @@ from nfq_guard.glossary import (
     Cause,
     Circumstances,
     explained,
+    finding_sentence,
 )
+from nfq_guard.seqno import seq
 
 
 def test_every_reason_has_a_meaning() -> None:
@@ -30,6 +32,15 @@ def test_every_cause_has_a_meaning() -> None:
 
 def test_every_bound_has_words() -> None:
     assert set(BOUND_WORDS) == BOUNDS
+
+
+def test_a_finding_in_one_sentence() -> None:
+    breach = Breach(Reason.ACK_OVER, seq(2), seq(1), 1)
+    sentence = "ack 2 is 1 byte beyond 1, the last byte that the other side has sent"
+    assert finding_sentence(Finding(Reason.ACK_OVER, breach)) == sentence
+    assert finding_sentence(Finding(Reason.ACK_OVER, breach, "or not")) == f"{sentence}, or not"
+    assert finding_sentence(Finding(Reason.NO_ENTRY, None, "an RST")) == "an RST"
+    assert finding_sentence(Finding(Reason.NO_ENTRY)) == ""
 
 
 def test_every_ignored_case_has_a_meaning() -> None:

@@ -61,6 +61,7 @@ def test_a_number_with_its_noun() -> None:
     assert [names.counted(number, "flow") for number in (0, 1, 2, 12_345)] == [
         "0 flows", "1 flow", "2 flows", "12,345 flows",
     ]  # fmt: skip
+    assert [names.bytes_of(number) for number in (1, 2000)] == ["1 byte", "2000 bytes"]
 
 
 def test_a_text_that_a_terminal_shows() -> None:

@@ -9,8 +9,9 @@ import pytest
 
 from nfq_guard.capture.reader import Capture
 from nfq_guard.engine import Judgment
-from nfq_guard.finding import Finding, Reason
+from nfq_guard.finding import Breach, Finding, Reason
 from nfq_guard.flow import Hook
+from nfq_guard.seqno import seq
 from nfq_guard.service.worker.capture_files import CaptureFiles
 from nfq_guard.service.worker.frames import comment_of, headers_len, records
 from nfq_guard.service.worker.history import DumpEntry, newest
@@ -98,6 +99,12 @@ def test_comments() -> None:
     dry = judgment(reason=Reason.NO_ENTRY, verdict=1)
     assert comment_of(dry) == (
         "INVALID no-entry; rule translated: drop; verdict accept (in enforce: drop)"
+    )
+    just = judgment()
+    just.finding = Finding(Reason.ACK_OVER, Breach(Reason.ACK_OVER, seq(2), seq(1), 1), "or not")
+    assert comment_of(just).startswith(
+        "INVALID ack-over: ack 2 is 1 byte beyond 1, the last byte that the other side has sent, "
+        "or not; rule"
     )
     detailed = judgment(decision=LOG_REST, verdict=1, reason=Reason.BAD_TRANSITION)
     detailed.finding = Finding(Reason.BAD_TRANSITION, None, "reply syn in ESTABLISHED")

@@ -8,7 +8,7 @@ import msgspec
 
 from nfq_guard.engine import VERDICT_DROP, Judgment
 from nfq_guard.flow import PROTO_TCP, Hook
-from nfq_guard.glossary import BOUND_WORDS
+from nfq_guard.glossary import finding_sentence
 from nfq_guard.names import address, tcp_state
 from nfq_guard.wire.packet import UDP_HEADER, Datagram, IcmpMessage, Packet, Segment
 
@@ -96,15 +96,9 @@ def comment_of(judgment: Judgment) -> str:
     """The finding in one line."""
     finding = judgment.finding
     said = f"INVALID {finding.reason.value}"
-    breach = finding.breach
-    if breach is not None:
-        words = BOUND_WORDS[breach.bound]
-        said += (
-            f": {words.actual} {breach.actual} is {breach.distance} bytes {words.outside}"
-            f" {breach.limit}, {words.limit}"
-        )
-    if finding.detail:
-        said += f"{':' if breach is None else ','} {finding.detail}"
+    sentence = finding_sentence(finding)
+    if sentence:
+        said += f": {sentence}"
     snapshot = judgment.snapshot
     if snapshot is not None:
         state = tcp_state(snapshot.state) if snapshot.original.proto == PROTO_TCP else "known"
