@@ -7,15 +7,16 @@ from dataclasses import replace
 import pytest
 
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
-from nfq_guard.conntrack.window import is_near
+from nfq_guard.conntrack.window import has_ack, is_near, stands_at_td_end
 from nfq_guard.flow import (
     IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED,
     IP_CT_TCP_FLAG_SACK_PERM,
     IP_CT_TCP_FLAG_WINDOW_SCALE,
     Peer,
+    TcpState,
 )
 from nfq_guard.seqno import seq as as_seq
-from nfq_guard.wire.packet import ACK, Segment
+from nfq_guard.wire.packet import ACK, RST, SYN, Segment
 from tests.support.flow import Flow
 
 
@@ -218,6 +219,29 @@ def test_near_every_bound(seq: int, length: int, ack: int, near: bool) -> None:
     receiver = Peer(as_seq(5000), as_seq(6000), 1000, as_seq(0), 0, 0)
     segment = Segment(1, 2, as_seq(seq), as_seq(ack), ACK, 100, length, b"", 0)
     assert is_near(segment, sender, receiver, 8) is near
+
+
+@pytest.mark.parametrize(
+    ("flags", "ack", "counts"),
+    [(ACK, 0, True), (ACK | RST, 0, False), (ACK | RST, 1, True), (RST, 1, False), (SYN, 1, False)],
+)
+def test_an_ack_of_0_counts_except_in_an_rst(flags: int, ack: int, counts: bool) -> None:
+    segment = Segment(1, 2, as_seq(7), as_seq(ack), flags, 100, 0, b"", 0)
+    assert has_ack(segment) is counts
+
+
+@pytest.mark.parametrize(
+    ("seq", "flags", "state", "stands"),
+    [
+        (0, RST, TcpState.SYN_SENT, True),
+        (1, RST, TcpState.SYN_SENT, False),
+        (0, ACK, TcpState.SYN_SENT, False),
+        (0, RST, TcpState.ESTABLISHED, False),
+    ],
+)
+def test_an_rst_of_0_answers_a_syn(seq: int, flags: int, state: TcpState, stands: bool) -> None:
+    segment = Segment(1, 2, as_seq(seq), as_seq(0), flags, 100, 0, b"", 0)
+    assert stands_at_td_end(segment, state) is stands
 
 
 def test_near_in_a_distance_beyond_the_window() -> None:

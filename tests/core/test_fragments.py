@@ -282,6 +282,13 @@ def test_a_first_piece_without_its_transport_header(proto: int, size: int) -> No
     assert reassembler.offer(piece_v6(0, 24, more=True, proto=proto), 0.0) != WAITING
 
 
+def test_a_first_piece_that_ends_behind_long_options() -> None:
+    """Destination options of 264 octets, behind which a TCP header is announced."""
+    options = bytes((6, 32)) + bytes(262)
+    short = piece_v6(0, 264, more=True, proto=60)[:-264] + options
+    assert Reassembler().offer(short, 0.0) == short
+
+
 def test_a_first_piece_that_ends_in_an_extension_header() -> None:
     assert Reassembler().offer(piece_v6(0, 0, more=True, proto=60), 0.0) == WAITING
 

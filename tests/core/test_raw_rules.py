@@ -236,6 +236,16 @@ def test_everything_is_queued_too_early() -> None:
     assert hiding(rule(REPLIES, act=RawAct.QUEUE, zone=0)) is None
 
 
+@pytest.mark.parametrize(
+    ("flags", "queued"), [(SYN, "hides"), (SYN | ACK, None), (ACK, None), (RST, None)]
+)
+def test_every_syn_is_queued_too_early(flags: int, queued: str | None) -> None:
+    packet = segment()
+    assert isinstance(packet.l4, Segment)
+    packet.l4.flags = flags
+    assert hiding(rule(REQUESTS, act=RawAct.QUEUE, opening=True), packet=packet) == queued
+
+
 def test_packets_without_a_tuple() -> None:
     fragment = decode(udp(A4, B4, 1, 2)[:6] + b"\0\7" + udp(A4, B4, 1, 2)[8:])
     assert isinstance(fragment, Packet)

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from nfq_guard.finding import BOUNDS, Breach, Finding, Reason
+from nfq_guard.flow import IPS_DST_NAT, IPS_SRC_NAT
 from nfq_guard.policy.decision import Action, Decision
 from nfq_guard.seqno import Seq
 from nfq_guard.telemetry import metric_table
 from nfq_guard.telemetry.exposition import Exposition, MetricsFile
 from nfq_guard.telemetry.metric_table import HISTOGRAMS, METRICS, PREFIX, Part
 from nfq_guard.telemetry.metrics import LONGEST, Buckets, Stats
-from tests.support.judgments import DROP_TRANSLATED, LOG_REST, judgment
+from tests.support.judgments import DROP_TRANSLATED, LOG_REST, judgment, snapshot
 from tests.support.observed import observed
 
 INFOS = {metric.name: metric.labels for metric in metric_table.INFOS}
@@ -66,6 +67,22 @@ def test_runs_are_counted() -> None:
     assert stats.judged[Reason.NO_ENTRY][Action.LOG] == 1
     assert stats.rules == {DROP_TRANSLATED.rule: 3, LOG_REST.rule: 1}
     assert sum(sum(one.values()) for one in stats.judged.values()) == 4
+
+
+@pytest.mark.parametrize(
+    ("status", "verdict", "escaped"),
+    [(IPS_SRC_NAT, 1, 1), (IPS_DST_NAT, 1, 1), (IPS_DST_NAT, 0, 0), (0, 1, 0), (None, 1, 0)],
+)
+def test_accepted_packets_of_translated_flows_have_escaped(
+    status: int | None, verdict: int, escaped: int
+) -> None:
+    flow = None
+    if status is not None:
+        flow = snapshot()
+        flow.status = status
+    stats = Stats()
+    stats.count([judgment(flow=flow, verdict=verdict)])
+    assert stats.counters["escaped_packets"] == escaped
 
 
 def test_all_series_exist_from_the_start() -> None:
