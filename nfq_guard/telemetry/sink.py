@@ -147,9 +147,7 @@ class LineSink:
 
     def forked(self) -> None:
         """Forget lines and counts of the parent process, which still has them; in its child."""
-        self._ring.clear()
-        self._ring_bytes = 0
-        self._rest = self._cut = b""
+        self._clear()
         self.dropped = 0
         self.errors = 0
         self.last_error = ""
@@ -161,22 +159,24 @@ class LineSink:
             self.push(now)
         if self._failing:
             self.dropped += self.waiting
-            self._ring.clear()
-            self._ring_bytes = 0
-            self._rest = self._cut = b""
+            self._clear()
 
     def close(self, now: float) -> None:
         """Write as much as possible, and close; remaining lines count as dropped."""
         self._retry_at = 0.0
         self.push(now)
         self.dropped += self.waiting
-        self._ring.clear()
-        self._ring_bytes = 0
-        self._rest = b""
+        self._clear()
         if self._socket is not None:
             self._socket.close()
         else:
             os.close(self._fd)
+
+    def _clear(self) -> None:
+        """Forget all lines that wait."""
+        self._ring.clear()
+        self._ring_bytes = 0
+        self._rest = self._cut = b""
 
     def _open(self) -> int:
         if isinstance(self._target, Path):
