@@ -191,7 +191,8 @@ def _pods(status: Status) -> list[str]:
         return [_line("pods", paint("pods_dir has not been read: events name none", Style.YELLOW))]
     shown = [_line("pods", f"events name those of {pods.addresses} addresses")]
     if pods.skipped:
-        shown.append(_line("", paint(f"{pods.skipped} files of pods_dir skipped", Style.YELLOW)))
+        skipped = f"{counted(pods.skipped, 'file')} of pods_dir skipped"
+        shown.append(_line("", paint(skipped, Style.YELLOW)))
     return shown
 
 
@@ -241,7 +242,9 @@ def _heals(queue: QueueStatus) -> list[str]:
     counts = [f"{queue.count(name)} {text}" for name, text in _HEALS.items() if queue.count(name)]
     if not counts:
         return []
-    return [_line("", f"{queue.healed_flows} flows healed at present; {', '.join(counts)}")]
+    return [
+        _line("", f"{counted(queue.healed_flows, 'flow')} healed at present; {', '.join(counts)}")
+    ]
 
 
 def _counted(status: Status) -> list[str]:

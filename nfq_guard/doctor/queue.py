@@ -4,6 +4,7 @@
 from collections.abc import Iterator
 
 from nfq_guard.doctor.check import Check, note, ok, problem, warning
+from nfq_guard.names import counted
 from nfq_guard.netlink.owner import is_kept
 from nfq_guard.nfqueue.counters import QueueCounters
 
@@ -51,7 +52,7 @@ def queue(
     if lost:
         yield warning(
             "queue.drops",
-            f"queue {number} lost {counters.queue_dropped} packets to a full queue and "
+            f"queue {number} lost {counted(counters.queue_dropped, 'packet')} to a full queue and "
             f"{counters.user_dropped} to a full socket buffer",
             "set max_rate_pps, or raise queue_length and socket_buffer_bytes",
         )

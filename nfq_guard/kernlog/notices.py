@@ -40,7 +40,7 @@ NOTICES: Final = (
         ),
         meaning="Conntrack had no room for another flow and dropped the packet before any rule "
         "could match it. It was not INVALID, and no rule or policy can save such packets. The "
-        "kernel limits the rate of these lines, so that there may have been many more packets.",
+        "kernel limits the rate of these lines, so there may have been many more packets.",
         next="Compare net.netfilter.nf_conntrack_count with net.netfilter.nf_conntrack_max, and "
         "raise the latter or shorten timeouts. Find what opens so many flows: conntrack -L. The "
         "column drop of conntrack -S has every such packet.",
@@ -74,8 +74,8 @@ NOTICES: Final = (
         dropped=False,
         pattern=re.compile(_LIMITED + r": (?P<count>\d{1,10}) callbacks suppressed"),
         meaning="The kernel left out lines because they came too fast. Some of them may have been "
-        "of packets: no count above is the whole one.",
-        next="Counters do not leave out any: conntrack -S, and iptables -nvxL or nft list ruleset "
+        "about packets, so each count above may be too low.",
+        next="Counters leave out none: conntrack -S, and iptables -nvxL or nft list ruleset "
         "for those of rules.",
     ),
     Notice(
@@ -88,9 +88,9 @@ NOTICES: Final = (
             r"|/dev/kmsg buffer overrun, some messages lost)"
         ),
         meaning="The kernel wrote faster than the log was read, and lines are lost. Some of them "
-        "may have been of packets: no count above is the whole one.",
+        "may have been about packets, so each count above may be too low.",
         next="Limit the rate of LOG rules (-m limit, or limit rate in nftables), or enlarge the "
-        "kernel's buffer (log_buf_len). Counters do not lose any: conntrack -S.",
+        "kernel's buffer (log_buf_len). Counters lose none: conntrack -S.",
     ),
 )
 

@@ -21,6 +21,7 @@ from nfq_guard.errors import UsageError
 from nfq_guard.finding import BOUNDS, Ignored, Reason
 from nfq_guard.flow import PROTO_TCP, CtState, FlowSnapshot, FlowTuple, TcpState
 from nfq_guard.glossary import Circumstances
+from nfq_guard.names import counted
 from nfq_guard.policy.decision import Policy
 from nfq_guard.policy.intervals import is_global, is_private
 from nfq_guard.replay.life import Life, Origins, flow_key, relative_to
@@ -115,7 +116,7 @@ def _frames(name: str, number: int) -> Iterator[Frame]:
                 if frame.number == number:
                     return
         damage = "" if capture.damage is None else f" ({capture.damage})"
-        msg = f"FRAME: {capture.name} has {capture.frames} frames, not {number}{damage}"
+        msg = f"FRAME: {capture.name} has {counted(capture.frames, 'frame')}, not {number}{damage}"
         raise UsageError(msg)
     finally:
         capture.close()
