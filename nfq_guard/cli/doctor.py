@@ -12,7 +12,7 @@ from typing import Final, TypedDict
 
 from nfq_guard.cli.options import add_config, add_format
 from nfq_guard.cli.terminal import columns, fitted, folded, json_text, paint
-from nfq_guard.doctor import collect, host_rules
+from nfq_guard.doctor import collect, host_rules, tracking
 from nfq_guard.doctor.check import Check, Status, ok, problem
 from nfq_guard.doctor.examine import examine
 from nfq_guard.doctor.plan import Guard, Plan, plan
@@ -92,7 +92,10 @@ def _plan(config: Path, settings: Settings) -> Plan:
         text=collect.text(config),
     )
     values, files = collect.sysctl_values(), collect.boot_files()
-    return plan(rules.tables, values, files, guard)
+    families = firewall_of(settings).families
+    alone = tracking.untracked(rules, families, collect.tracked_flows())
+    started = tracking.describe(alone) if alone else ""
+    return plan(rules.tables, values, files, guard, started)
 
 
 class PlanStepRecord(TypedDict):

@@ -110,10 +110,20 @@ def bridge_hands_over() -> bool:
     return any(number(SYSCTLS / key) == 1 for key in keys)
 
 
+def tracked_flows() -> int:
+    """The number of entries in conntrack's table."""
+    return number(SYSCTLS / "netfilter" / "nf_conntrack_count") or 0
+
+
 def forwards() -> bool:
     """Whether this namespace forwards packets of either family."""
-    keys = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")
-    return any(number(SYSCTLS / key) == 1 for key in keys)
+    return bool(forwarded())
+
+
+def forwarded() -> set[int]:
+    """The families of which this namespace forwards packets."""
+    keys = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
+    return {family for family, key in keys.items() if number(SYSCTLS / key) == 1}
 
 
 def physical_interfaces() -> list[Interface]:

@@ -23,6 +23,7 @@ from nfq_guard.doctor import (
     synproxy,
     sysctls,
     table,
+    tracking,
 )
 from nfq_guard.doctor.check import Check, note
 from nfq_guard.doctor.host_rules import HostRules
@@ -133,6 +134,9 @@ def _rules(firewall: Firewall, rules: HostRules, *, by_others: bool) -> Iterator
     ]
     early = before_conntrack.read(_queue_numbers(firewall))
     yield from before_conntrack.checks(early)
+    yield from tracking.checks(
+        rules, firewall.families, collect.tracked_flows(), collect.forwarded()
+    )
     native = rules.native
     places = [*holders, *(["nftables"] if native is not None and native.ours else [])]
     differences: list[Difference] = []

@@ -7,7 +7,7 @@ value.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final, final
@@ -138,6 +138,21 @@ class Ruleset:
             for family, name in names
             for number in _FAMILIES.get(family, ())
         ]
+
+    def families_with(self, needs: Callable[[Sequence[Statement | str]], bool]) -> set[int]:
+        """The families of which a rule needs something, in dormant tables too; without our rules.
+
+        Args:
+            needs: Whether a rule does, by its statements.
+        """
+        return {
+            number
+            for (family, table, chain), rules in self._rules.items()
+            if not (family == "inet" and table in _OWN_TABLES) and not is_own(chain)
+            for _, expr in rules
+            if not _leads_to_ours(expr) and needs(expr)
+            for number in _FAMILIES.get(family, ())
+        }
 
     def bridged(self) -> list[Table]:
         """The tables of the bridge family, which see packets that this host only bridges."""
@@ -403,6 +418,16 @@ def flowtables(names: Sequence[str]) -> Iterator[Check]:
             "be_liberal on offloaded flows, so their packets are rarely INVALID",
             "expect fewer INVALID packets of those flows, and windows that restart",
         )
+
+
+def _leads_to_ours(expr: Sequence[Statement | str]) -> bool:
+    """Whether a rule of iptables-nft leads to our chains."""
+    return any(is_own(_target_of(each)) for each in expr if not isinstance(each, str))
+
+
+def _target_of(statement: Statement) -> str:
+    target = statement.get("jump") or statement.get("goto")
+    return str(target["target"]) if isinstance(target, dict) else ""
 
 
 def _maps(value: Any) -> Iterator[Mapping[str, Any]]:  # noqa: ANN401 - JSON

@@ -64,6 +64,7 @@ def plan(
     sysctls: Mapping[str, str],
     files: Mapping[str, str],
     guard: Guard,
+    started: str = "",
 ) -> Plan:
     """Make the plan.
 
@@ -72,6 +73,7 @@ def plan(
         sysctls: Values by key of `sysctls.KEYS`.
         files: The contents of the existing files of `RULE_FILES` and `SYSCTL_FILES`, by path.
         guard: The guard of the host.
+        started: What our rules start on this host, of `tracking.describe`; empty if nothing.
     """
     made = Plan()
     moves = [*rule_moves(tables), *_liberal(sysctls, files)]
@@ -80,7 +82,9 @@ def plan(
         made.found += [move.found] if move.found else []
         made.beside += move.beside
     if not moves:
-        made.found.append("nothing: no rule singles out INVALID packets, and windows are checked")
+        checked = "" if started else ", and windows are checked"
+        made.found.append(f"nothing: no rule singles out INVALID packets{checked}")
+    made.found += [started] if started else []
     made.beside += _start(guard)
     made.over += _enforce(guard)
     for move in moves:
