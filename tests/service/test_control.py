@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from nfq_guard.engine import Mode
 from nfq_guard.firewall import FailMode
+from nfq_guard.service.control import connection as control_connection
 from nfq_guard.service.control import server as control
 from nfq_guard.service.control.commands import COMMANDS, Commands
 from nfq_guard.service.control.protocol import Caller, Request, Response
@@ -199,6 +200,49 @@ def test_a_connection_beyond_the_limit_evicts_the_longest_idle(served: Served) -
     assert not served.closed(connections[0])
     for connection in [*connections, late]:
         connection.close()
+
+
+@pytest.mark.parametrize("users", [1, CONNECTIONS_MAX])
+def test_readers_cannot_evict_an_operator(
+    served: Served, monkeypatch: pytest.MonkeyPatch, users: int
+) -> None:
+    """Whether all are of one user, or each of another one (subordinate ids)."""
+    callers = (Caller(1, 70000 + place % users, frozenset()) for place in range(100))
+    with monkeypatch.context() as patch, ExitStack() as stack:
+        operator = stack.enter_context(served.connect())
+        served.turns()
+        patch.setattr(control_connection, "caller_of", lambda _end: next(callers))
+        readers = _open(served, stack, 2 * CONNECTIONS_MAX)
+        assert served.server.dropped == CONNECTIONS_MAX + 1
+        patch.undo()
+        late = stack.enter_context(served.connect())
+        for one in (operator, late):
+            one.send(b'{"command": "mode", "arguments": {"mode": "enforce"}}\n')
+            assert [each["return"] for each in served.read(one)] == ["OK"]
+        assert sum(not served.closed(each) for each in readers) == CONNECTIONS_MAX - 2
+
+
+def test_a_reader_with_many_connections_evicts_its_own(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uids = iter([70001, *[70002] * 40])
+    with monkeypatch.context() as patch, ExitStack() as stack:
+        patch.setattr(
+            control_connection, "caller_of", lambda _end: Caller(1, next(uids), frozenset())
+        )
+        one = stack.enter_context(served.connect())
+        served.turns()
+        _open(served, stack, 2 * CONNECTIONS_MAX)
+        assert not served.closed(one)
+
+
+def _open(served: Served, stack: ExitStack, count: int) -> list[socket.socket]:
+    """Connections that the server has accepted; its backlog has no room for all of them at once."""
+    made = []
+    for _ in range(count):
+        made.append(stack.enter_context(served.connect()))
+        served.turns(2)
+    return made
 
 
 def test_thousands_of_clients_leave_nothing(served: Served) -> None:

@@ -70,7 +70,9 @@ class Client:
                 f"the daemon at {self._path} does not respond within {RESPONSE_WITHIN_S:.0f} s"
             ) from None
         except OSError as error:
-            raise NotRunningError(f"the daemon at {self._path} ended: {error.strerror}") from None
+            raise NotRunningError(
+                f"the daemon at {self._path} closed the connection: {error.strerror}"
+            ) from None
         try:
             response = msgspec.json.decode(line, type=_Response)
         except msgspec.MsgspecError:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The commands of the control socket: arguments, permission and action of each."""
 
-import os
 from collections.abc import Callable
 from typing import (
     Annotated,
@@ -247,7 +246,7 @@ class Commands:
             command.run(self._daemon, arguments, respond)
 
     def _may_send(self, command: Command[Any], caller: Caller) -> bool:
-        if caller.uid in {0, os.geteuid()}:
+        if caller.is_operator:
             return True
         return not command.changes and self._group in caller.groups
 

@@ -75,6 +75,11 @@ class Caller(NamedTuple):
     uid: int
     groups: frozenset[int]
 
+    @property
+    def is_operator(self) -> bool:
+        """Whether it is of root or of this process's user."""
+        return self.uid in {0, os.geteuid()}
+
 
 def connect(path: Path, within_s: float) -> socket.socket:
     """A connection to a listener, which has room for it within `within_s`, at least a millisecond.

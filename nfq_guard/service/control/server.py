@@ -3,7 +3,8 @@
 
 Clients must never delay packets. Therefore
 
-- there are at most 16 connections; a new one evicts the one that has been idle longest,
+- there are at most 16 connections; a new one evicts the longest idle one of the user with the most,
+  and one of root or the daemon's user only if there is no other,
 - the length of a request and of a response is limited,
 - at most one request of a connection is carried out in a turn of the loop, and the next one only
   after the client has read the response; at most one request and one response are buffered,
@@ -14,7 +15,8 @@ Clients must never delay packets. Therefore
 
 import socket
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final, final
 
@@ -118,13 +120,13 @@ class ControlServer:
                 self._loop.forget(self._listener.fileno())
                 self._loop.after(_SHORTAGE_S, self._listen_again)
             return
-        if len(self._connections) >= CONNECTIONS_MAX:
-            self.dropped += 1
-            self._close(min(self._connections, key=lambda connection: connection.active_at))
         try:
             self._connections.add(Connection(end, self._loop, self._serve))
         except OSError:
             end.close()
+        if len(self._connections) > CONNECTIONS_MAX:
+            self.dropped += 1
+            self._close(_least(self._connections))
 
     def _listen_again(self, _now: float) -> None:
         if self._deaf:
@@ -276,6 +278,15 @@ class ControlServer:
         self._inode = _inode(self._path)
         self._loop.watch(listener.fileno(), self._accept)
         self._restored()
+
+
+def _least(connections: Collection[Connection]) -> Connection:
+    """The connection that makes room for another one, so that readers keep no operator out."""
+    counts = Counter(connection.caller.uid for connection in connections)
+    return min(
+        connections,
+        key=lambda each: (each.caller.is_operator, -counts[each.caller.uid], each.active_at),
+    )
 
 
 def _inode(path: Path) -> tuple[int, int]:
