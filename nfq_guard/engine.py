@@ -211,7 +211,7 @@ class Engine:
         tuples: list[FlowTuple] = []
         wanted: list[int] = []
         for queued in batch:
-            packet = decode(queued.octets)
+            packet = decode(queued.octets, queued.wire_len)
             if isinstance(packet, Packet):
                 flow_tuple = tuple_of(packet)
                 if flow_tuple is not None:

@@ -25,6 +25,7 @@ _TIMESTAMP: Final = 4
 _INDEV: Final = 5
 _OUTDEV: Final = 6
 _PAYLOAD: Final = 10
+_WHOLE_LENGTH: Final = 13
 _SKB_INFO: Final = 14
 # Bits of _SKB_INFO.
 _SKB_CHECKSUM_UNFINISHED: Final = 1
@@ -112,7 +113,7 @@ def packet_of(messages: bytes, start: int, end: int, names: InterfaceNames) -> t
 
     Values of absent attributes are 0 or empty.
     """
-    packet_id = hook = indev = outdev = mark = bits = 0
+    packet_id = hook = indev = outdev = mark = bits = wire_len = 0
     octets = b""
     at = start + _ATTRIBUTES_AT
     # No attribute that is read here is shorter than eight bytes with its padding.
@@ -132,10 +133,15 @@ def packet_of(messages: bytes, start: int, end: int, names: InterfaceNames) -> t
             outdev = _number(messages, at)
         elif kind == _MARK:
             mark = _number(messages, at)
+        elif kind == _WHOLE_LENGTH:
+            wire_len = _number(messages, at)
         elif kind == _SKB_INFO:
             bits = messages[at + 7]
         at += max(length + 3 & ~3, 4)
-    return packet_id, Queued(octets, hook, names.of(indev), names.of(outdev), mark, _CHECKSUM[bits])
+    checksum = _CHECKSUM[bits]
+    return packet_id, Queued(
+        octets, hook, names.of(indev), names.of(outdev), mark, checksum, wire_len
+    )
 
 
 def _number(messages: bytes, at: int) -> int:

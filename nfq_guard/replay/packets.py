@@ -27,8 +27,9 @@ COPIED: Final = "a copy of an earlier frame"
 SNAPPED: Final = "the capture ends inside the headers"
 
 _IPV6_HEADER: Final = 40
-# A longer IPv6 packet is a super-packet, whose length field is 0.
-_LONGEST_V6: Final = _IPV6_HEADER + 0xFFFF
+# Length of a frame above which an IPv6 packet with a length field of 0 is a super-packet: ordinary
+# links carry no longer one, and those of Windows have this field at any length.
+_LONGEST_PADDED: Final = 1514
 # Captures on `any` contain a packet once for each interface that it passes.
 _COOKED: Final = frozenset({LINUX_SLL, LINUX_SLL2})
 
@@ -79,6 +80,8 @@ class PacketReader:
         self._copies = copies
         self._fragments = Reassembler()
         self._joined = False
+        # Length of the last packet on the wire; 0 if its octets are all of it.
+        self._wire_len = 0
         self._start_ns = -1
         self._last_ns = 0
         # Of the disordered frames, and of those before them.
@@ -130,7 +133,7 @@ class PacketReader:
         if not octets:
             self.no_packet(self.absent)
             return None
-        packet = decode(octets)
+        packet = decode(octets, self._wire_len)
         self.octets = octets
         self.checksum_ok = None
         if self._is_dropped_before(packet, octets):
@@ -190,6 +193,7 @@ class PacketReader:
         ):
             # Nearly all frames are of this kind, and need no search for VLAN tags.
             octets = octets[14:]
+            self._wire_len = frame.wire_len - 14
         else:
             if frame.linktype in _COOKED:
                 self._copies.expect()
@@ -202,8 +206,10 @@ class PacketReader:
                     self.unknown_links.setdefault(frame.linktype, frame.number)
                 return b""
             octets = octets[start:]
-            if _states_no_payload(octets) and frame.wire_len <= _LONGEST_V6:
+            self._wire_len = frame.wire_len - start
+            if _states_no_payload(octets) and frame.wire_len <= _LONGEST_PADDED:
                 octets = octets[:_IPV6_HEADER]
+                self._wire_len = 0
         self.absent = ""
         self._joined = False
         if is_fragment(octets):
@@ -215,6 +221,7 @@ class PacketReader:
             # The header of a reassembled datagram has no checksum of its own.
             self._joined = True
             octets = self._fragments.offer(octets, now)
+            self._wire_len = 0
             if not octets:
                 self.absent = FRAGMENT_WAITS
         return octets

@@ -2,7 +2,8 @@
 """Decodes captured octets to a `Packet`, and checks every length.
 
 Lengths come from the IP header, never from the captured length: the queue copies the first octets
-only, captures are snapped, and Ethernet pads.
+only, captures are snapped, and Ethernet pads. The header of a super-packet over 65,535 octets, as by
+segmentation offload, has no length; that of the frame or message that it came in counts there.
 """
 
 import struct
@@ -42,19 +43,25 @@ _SNAPPED: Final = (
 )
 
 
-def decode(octets: bytes) -> Packet | Malformed:
-    """Decode one packet from its IP header on. Never raises, whatever the octets."""
+def decode(octets: bytes, wire_len: int = 0) -> Packet | Malformed:
+    """Decode one packet from its IP header on. Never raises, whatever the octets.
+
+    Args:
+        octets: The packet; its tail may be missing.
+        wire_len: Length of the whole packet, for a header that states none; 0 if the octets are
+            all of it.
+    """
     if not octets:
         return Malformed("no octets")
     version = octets[0] >> 4
     if version == 4:
-        return _decode_ipv4(octets)
+        return _decode_ipv4(octets, wire_len)
     if version == 6:
-        return _decode_ipv6(octets)
+        return _decode_ipv6(octets, wire_len)
     return Malformed(_NO_VERSION)
 
 
-def _decode_ipv4(octets: bytes) -> Packet | Malformed:
+def _decode_ipv4(octets: bytes, wire_len: int) -> Packet | Malformed:
     if len(octets) < 20:
         return Malformed(_V4_CUT, IPV4)
     # By index instead of `struct`: in compiled code that takes a third of the time.
@@ -68,8 +75,7 @@ def _decode_ipv4(octets: bytes) -> Packet | Malformed:
     if header_len < 20:
         return Malformed(_V4_SHORT, IPV4, src, dst, proto)
     if length == 0:
-        # A super-packet over 65,535 octets, as by segmentation offload.
-        length = len(octets)
+        length = max(len(octets), wire_len)
     if header_len > length:
         return Malformed(_V4_LONG, IPV4, src, dst, proto)
     if header_len > len(octets):
@@ -81,13 +87,13 @@ def _decode_ipv4(octets: bytes) -> Packet | Malformed:
     )
 
 
-def _decode_ipv6(octets: bytes) -> Packet | Malformed:
+def _decode_ipv6(octets: bytes, wire_len: int) -> Packet | Malformed:
     if len(octets) < 40:
         return Malformed(_V6_CUT, IPV6)
     _, payload_len, next_header, hop_limit, src, dst = _IPV6.unpack_from(octets)
     if payload_len == 0 and next_header == HOP_BY_HOP:
         payload_len = jumbo_length(octets)
-    length = 40 + payload_len if payload_len else len(octets)
+    length = 40 + payload_len if payload_len else max(len(octets), wire_len)
     extensions = skip_extensions(octets)
     if extensions is None or extensions.offset > length:
         snapped = len(octets) < length

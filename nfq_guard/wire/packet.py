@@ -402,6 +402,7 @@ class Queued:
         mark: Packet mark.
         checksum: `CHECKSUM_GOOD`, `CHECKSUM_UNFINISHED` if the NIC has yet to compute it, or
             `CHECKSUM_UNVERIFIED` if it was not verified.
+        wire_len: Length of the whole packet if the tail is missing, else 0.
     """
 
     octets: bytes
@@ -410,9 +411,17 @@ class Queued:
     outdev: str
     mark: int
     checksum: int
+    wire_len: int
 
     def __init__(
-        self, octets: bytes, hook: int, indev: str, outdev: str, mark: int, checksum: int
+        self,
+        octets: bytes,
+        hook: int,
+        indev: str,
+        outdev: str,
+        mark: int,
+        checksum: int,
+        wire_len: int = 0,
     ) -> None:
         self.octets = octets
         self.hook = hook
@@ -420,3 +429,4 @@ class Queued:
         self.outdev = outdev
         self.mark = mark
         self.checksum = checksum
+        self.wire_len = wire_len

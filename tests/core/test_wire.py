@@ -76,6 +76,29 @@ def test_super_packet_without_a_length() -> None:
     assert read(octets).length == 70_040
 
 
+@pytest.mark.parametrize(
+    "header",
+    [IP(src="10.0.0.1", dst="10.0.0.2", len=0), IPv6(src="::1", dst="::2", plen=0)],
+    ids=["v4", "v6"],
+)
+def test_super_packet_without_a_length_and_without_its_tail(header: Scapy) -> None:
+    """What brought its first octets says how long it is."""
+    octets = octets_of(header / TCP(flags="A") / bytes(70_000))
+    packet = decode(octets[:256], len(octets))
+    assert isinstance(packet, Packet)
+    assert packet.length == len(octets)
+    assert isinstance(packet.l4, Segment)
+    assert packet.l4.payload_len == 70_000
+    assert checksum_ok(packet, octets[:256]) is None
+
+
+def test_a_stated_length_counts_more_than_that_of_a_frame() -> None:
+    octets = octets_of(V4 / TCP(flags="A") / b"four")
+    packet = decode(octets + bytes(16), len(octets) + 16)
+    assert isinstance(packet, Packet)
+    assert packet.length == len(octets)
+
+
 def test_ipv4_options_move_the_transport_header() -> None:
     octets = octets_of(IP(options=[Raw(b"\x01" * 4)]) / UDP(sport=53, dport=99) / b"x")
     packet = read(octets)

@@ -48,6 +48,11 @@ def test_every_attribute_of_a_message() -> None:
     )
 
 
+def test_the_length_of_a_packet_whose_tail_is_not_copied() -> None:
+    assert read(HEADER, (13, struct.pack("!I", 100_052)), PAYLOAD).wire_len == 100_052
+    assert read(HEADER, PAYLOAD).wire_len == 0
+
+
 def test_the_length_of_a_payload_that_is_padded() -> None:
     """The length is 43, although padding and another attribute follow."""
     assert read(HEADER, (10, b"E" * 43), (14, b"\0\0\0\4")).octets == b"E" * 43

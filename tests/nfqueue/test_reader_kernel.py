@@ -322,6 +322,11 @@ def test_super_packets_come_whole(namespace: Make) -> None:
             verdicts.send(ids, [1] * len(ids), [None] * len(ids))
             lengths = [int.from_bytes(queued.octets[2:4], "big") for queued in batch]
             longest = max([longest, *lengths])
+            cut = [queued for queued in batch if queued.wire_len]
+            assert all(queued.wire_len > len(queued.octets) for queued in cut)
+            assert all(
+                int.from_bytes(queued.octets[2:4], "big") == queued.wire_len for queued in cut
+            )
         client.kill()
         client.communicate()
         assert longest > 32_000

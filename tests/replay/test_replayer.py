@@ -25,7 +25,7 @@ from nfq_guard.replay.outcome import Outcome
 from nfq_guard.replay.packets import FRAGMENT_WAITS, NOT_IP, SNAPPED, UNKNOWN_LINK
 from nfq_guard.replay.replayer import Replayer
 from nfq_guard.replay.settings import ReplaySettings
-from tests.support.conversation import RAW, Conversation
+from tests.support.conversation import RAW, Conversation, internet_sum
 
 # First sequence numbers of a trace: plain, across 2**32, across 2**31.
 PLACES = [1000, 2**32 - 600, 2**31 - 600]
@@ -72,6 +72,32 @@ def test_late_retransmission(isn: int, kernel: KernelRules, reason: Reason | Non
     last = replayed(talk, ReplaySettings(kernel=kernel, every=True))[-1]
     assert last.ignored is (Ignored.SEQ_UNDER if reason is None else None)
     assert (last.finding.reason if last.finding else None) == reason
+
+
+@pytest.mark.parametrize("captured", [96, 1 << 20])
+@pytest.mark.parametrize("length", [3_000, 70_000])
+@pytest.mark.parametrize("family", [4, 6])
+def test_super_packets_without_a_length(family: int, length: int, captured: int) -> None:
+    """The frame states how long they are, however much of them is captured."""
+    talk = Conversation(family=family)
+    talk.open()
+    for start in (1, 1 + length):
+        talk.client("A", 1, start, win=1000)
+        talk.server("A", start, 1)
+        frame = talk.frames[-1]
+        octets = bytearray(frame.octets)
+        at = 2 if family == 4 else 4
+        octets[at : at + 2] = bytes(2)
+        if family == 4:
+            octets[10:12] = bytes(2)
+            octets[10:12] = internet_sum(bytes(octets[:20])).to_bytes(2, "big")
+        frame.wire_len = len(octets) + length
+        frame.octets = (bytes(octets) + bytes(length))[:captured]
+    talk.client("A", 1, 1 + 2 * length, win=1000)
+    talk.server("PA", 1 + 2 * length, 1, length=10)
+    outcomes = replayed(talk)
+    assert {outcome.ctstate for outcome in outcomes[3:]} == {CtState.ESTABLISHED}
+    assert [outcome.ignored for outcome in outcomes] == [None] * len(outcomes)
 
 
 @pytest.mark.parametrize("isn", PLACES)
