@@ -34,8 +34,12 @@ _REASONS: Final = (
     (re.compile(r"verification tag check failed"), Reason.BAD_TAG),
     (re.compile(r"Invalid, old_state"), Reason.BAD_TRANSITION),
     (re.compile(r"do_basic_checks failed"), Reason.MALFORMED),
-    (re.compile(r"checksum missing|truncated|short packet|invalid icmp type"), Reason.MALFORMED),
+    (
+        re.compile(r"checksum missing|truncated|short (?:packet|redirect)|invalid icmp type"),
+        Reason.MALFORMED,
+    ),
     (re.compile(r"invalid saddr or hoplimit for redirect"), Reason.MALFORMED),
+    (re.compile(r"redirect without options"), Reason.ICMP_UNRELATED),
     (re.compile(r"outer daddr \S+ != inner"), Reason.ICMP_MISMATCH),
 )
 # Texts about a packet that passes with its flow.

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""Decodes ICMP and ICMPv6 headers, and the packet that an error quotes (RFC 792, RFC 4443)."""
+"""Decodes ICMP and ICMPv6 headers, and the packet that an error or redirect quotes.
+
+RFC 792, RFC 4443, RFC 4861 4.5.
+"""
 
 import struct
 from typing import Final
 
 from nfq_guard.flow import (
     IPV4,
+    IPV6,
     PROTO_GRE,
     PROTO_ICMP,
     PROTO_ICMPV6,
@@ -30,6 +34,12 @@ REDIRECT_V6: Final = 137
 _IDENTIFIED_V4: Final = (0, 8, 13, 14, 15, 16, 17, 18)
 _IDENTIFIED_V6: Final = (128, 129, 139, 140)
 LAST_TYPE_V4: Final = 18
+
+# An IPv6 redirect has two addresses behind its header, then options. Conntrack reads the quoted
+# packet behind the eight octets of an option's header, if that is the first option.
+_REDIRECT_HEADER: Final = 40
+_OPTION_HEADER: Final = 8
+_REDIRECTED: Final = 4
 
 # The capture is truncated, not the packet.
 SNAPPED_IN_HEADER: Final = "capture ends inside the ICMP header"
@@ -61,13 +71,38 @@ def decode_message(octets: bytes, offset: int, wire_len: int, family: int) -> Ic
         identified = kind in _IDENTIFIED_V6
     quoted: FlowTuple | None = None
     if is_error:
-        # An IPv6 redirect quotes the packet inside an option, which conntrack does not read.
         end = offset + wire_len
-        found = _quoted_tuple(octets[offset + 8 : end], family, end > len(octets))
+        if family != IPV4 and kind == REDIRECT_V6:
+            if wire_len < _REDIRECT_HEADER:
+                return "ICMPv6 redirect cut short"
+            found = _redirected_tuple(octets[offset:end], code, end > len(octets))
+        else:
+            found = _quoted_tuple(octets[offset + 8 : end], family, end > len(octets))
         if isinstance(found, str):
             return found
         quoted = found
     return IcmpMessage(kind, code, identifier if identified else 0, checksum, is_error, quoted)
+
+
+def _redirected_tuple(
+    message: bytes,
+    code: int,
+    snapped: bool,  # noqa: FBT001 - positional on the packet path
+) -> FlowTuple | str | None:
+    """`_quoted_tuple` for an IPv6 redirect.
+
+    Args:
+        message: The whole message, as far as captured.
+        code: Its code.
+        snapped: Whether it is longer than that.
+    """
+    if code:
+        return None
+    if len(message) < _REDIRECT_HEADER + 2:
+        return SNAPPED_IN_QUOTE if snapped else None
+    if message[_REDIRECT_HEADER] != _REDIRECTED or message[_REDIRECT_HEADER + 1] == 0:
+        return None
+    return _quoted_tuple(message[_REDIRECT_HEADER + _OPTION_HEADER :], IPV6, snapped)
 
 
 def _quoted_tuple(

@@ -2,8 +2,8 @@
 """Decodes captured octets to a `Packet`, and checks every length.
 
 Lengths come from the IP header, never from the captured length: the queue copies the first octets
-only, captures are snapped, and Ethernet pads. The header of a super-packet over 65,535 octets, as by
-segmentation offload, has no length; that of the frame or message that it came in counts there.
+only, captures are snapped, and Ethernet pads. The header of a super-packet over 65,535 octets, as
+by segmentation offload, has no length; that of the frame or message that it came in counts there.
 """
 
 import struct

@@ -2,6 +2,7 @@
 """Compares our ctstate with the live one: other protocols, ICMP errors and broken headers."""
 
 import random
+import re
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -42,6 +43,19 @@ def options(count: int) -> bytes:
     """Headers with destination options in front of a datagram."""
     kinds = [60] * (count - 1) + [PROTO_UDP]
     return b"".join(bytes((kind, 0, 1, 4, 0, 0, 0, 0)) for kind in kinds)
+
+
+def redirected(
+    *,
+    src: bytes = LINK_LOCAL,
+    dst: bytes = A6,
+    code: int = 0,
+    option: bytes = b"\4\x08" + bytes(6),
+    size: int = 48,
+) -> bytes:
+    """A redirect whose first option is followed by the beginning of a quoted datagram."""
+    rest = bytes(4) + C6 + B6 + option + udp(A6, B6, 1, 2)[:size]
+    return icmp(src, dst, 137, rest, code, hop_limit=255)
 
 
 CASES: dict[str, list[bytes]] = {
@@ -256,6 +270,44 @@ def judge(live: LiveConntrack) -> Judge:
 def test_ctstate(judge: Judge, name: str) -> None:
     answers = [judge(octets) for octets in CASES[name]]
     assert [ours for _, ours in answers] == [theirs for theirs, _ in answers]
+
+
+REDIRECTS = [
+    redirected(),
+    udp(A6, B6, 1, 2),
+    redirected(),
+    redirected(size=40),
+    redirected(size=44),
+    redirected(dst=C6),
+    redirected(code=1),
+    redirected(src=B6),
+    redirected(option=b"\2\1" + bytes(6)),
+    redirected(option=b"\4\1" + bytes(6)),
+    redirected(option=b"\4\0" + bytes(6)),
+    redirected(option=b"\4", size=0),
+    redirected(option=b"", size=0),
+    *(icmp(LINK_LOCAL, A6, 137, bytes(size), hop_limit=255) for size in (4, 20, 35)),
+]
+
+
+@pytest.mark.kernel
+def test_redirects(live: LiveConntrack, judge: Judge) -> None:
+    """They come from the link, so they do not leave the host: the counters of rules tell."""
+    answers = []
+    for octets in REDIRECTS:
+        before = counters(live)
+        _, ours = judge(octets)
+        after = counters(live)
+        answers.append((ours, [state for state in after if after[state] > before[state]]))
+    assert [[ours] for ours, _ in answers] == [theirs for _, theirs in answers]
+    assert CTSTATES[2] in [ours for ours, _ in answers]
+
+
+def counters(live: LiveConntrack) -> dict[str, int]:
+    """How many packets each rule of IPv6 that names a ctstate has matched."""
+    saved = live.space.run("ip6tables-save", "-c", "-t", "mangle").stdout
+    found = re.findall(r"^\[(\d+):.* --ctstate (\w+) ", saved, re.MULTILINE)
+    return {state: int(packets) for packets, state in found}
 
 
 @pytest.mark.kernel

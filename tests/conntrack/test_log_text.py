@@ -93,6 +93,8 @@ _ESTABLISHED = int(TcpState.ESTABLISHED)
         ("33: not picking up existing connection ", Logged(Reason.NO_ENTRY)),
         ("136: checksum missing ", Logged(Reason.MALFORMED)),
         ("58: invalid saddr or hoplimit for redirect ", Logged(Reason.MALFORMED)),
+        ("58: short redirect ", Logged(Reason.MALFORMED)),
+        ("58: redirect without options ", Logged(Reason.ICMP_UNRELATED)),
         ("1: outer daddr 10.8.0.3 != inner 10.8.0.2 ", Logged(Reason.ICMP_MISMATCH)),
         ("58: outer daddr fd00::3 != inner fd00::2 ", Logged(Reason.ICMP_MISMATCH)),
     ],

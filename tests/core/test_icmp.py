@@ -161,3 +161,42 @@ def test_unquoted_icmp_error_has_the_key_of_its_ends() -> None:
     assert flow_key(error) == flow_key(echo)
     later = read(octets_of(IP(src="10.0.0.1", dst="10.0.0.2", proto=1, frag=2) / Raw(bytes(8))))
     assert flow_key(later) == flow_key(echo)
+
+
+def redirect(option: bytes, *, code: int = 0, quoted: bytes = b"") -> bytes:
+    """An IPv6 redirect with the option, whose data is a quoted packet."""
+    body = bytes((137, code)) + bytes(38) + option + quoted
+    return octets_of(IPv6(src="fe80::1", dst="fd00::2", hlim=255, nh=58) / Raw(body))
+
+
+QUOTED = octets_of(IPv6(src="fd00::2", dst="fd00::9") / UDP(sport=5, dport=6))
+HEADER_OF_QUOTE = b"\4\7" + bytes(6)
+
+
+def test_redirect_quotes_a_flow() -> None:
+    octets = redirect(HEADER_OF_QUOTE, quoted=QUOTED)
+    message = read(octets).l4
+    assert isinstance(message, IcmpMessage)
+    assert message.quoted is not None
+    assert (message.quoted.proto, message.quoted.sport, message.quoted.dport) == (17, 5, 6)
+    for length in (81, 90, 100):
+        cut = decode(octets[:length])
+        assert isinstance(cut, Malformed)
+        assert cut.snapped
+
+
+@pytest.mark.parametrize(
+    ("option", "code"),
+    [(b"", 0), (b"\4", 0), (b"\4\0" + bytes(6), 0), (b"\2\1" + bytes(6), 0), (HEADER_OF_QUOTE, 1)],
+)
+def test_redirect_that_quotes_nothing(option: bytes, code: int) -> None:
+    quoted = QUOTED if len(option) == 8 else b""
+    message = read(redirect(option, code=code, quoted=quoted)).l4
+    assert isinstance(message, IcmpMessage)
+    assert (message.is_error, message.quoted) == (True, None)
+
+
+def test_redirect_that_ends_in_its_header() -> None:
+    cut = decode(octets_of(IPv6(nh=58) / Raw(bytes((137,)) + bytes(38))))
+    assert isinstance(cut, Malformed)
+    assert (cut.problem, cut.snapped) == ("ICMPv6 redirect cut short", False)

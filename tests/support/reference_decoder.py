@@ -180,8 +180,27 @@ def _icmp(rest: bytes, family: int, length: int) -> Values:
     else:
         # Node information (RFC 4620) has other fields there, which conntrack takes for one.
         error, identified = kind < 128 or kind == 137, kind in {128, 129, 139, 140}
-    quoted = _quoted(rest[8:length], family, cut=length > len(rest)) if error else None
+    cut = length > len(rest)
+    if family == 6 and kind == 137:
+        quoted = _redirected(rest[:length], code, length, cut=cut)
+    else:
+        quoted = _quoted(rest[8:length], family, cut=cut) if error else None
     return kind, code, identifier if identified else 0, checksum, error, quoted
+
+
+def _redirected(message: bytes, code: int, length: int, *, cut: bool) -> Values | None:
+    """The flow of the packet quoted in the first option of a redirect, RFC 4861 4.5."""
+    if length < 40:
+        raise WrongError
+    if code:
+        return None
+    option = message[40:48]
+    if len(option) < 2:
+        if cut:
+            raise WrongError
+        return None
+    kind, words = option[:2]
+    return _quoted(message[48:], 6, cut=cut) if kind == 4 and words else None
 
 
 def _quoted(inner: bytes, family: int, *, cut: bool) -> Values | None:
@@ -332,6 +351,10 @@ def _some_transport(rng: random.Random, protocol: int) -> bytes:
         kind = rng.choice([0, 1, 2, 3, 4, 5, 8, 11, 12, 13, 18, 128, 129, 137])
         inner = rng.choice([6, 17, 1, 58, 132, 47, 50])
         quoted = _in_ip(rng, inner, rng.randbytes(rng.choice([0, 4, 8, 20])))
+        if kind == 137 and rng.random() < 0.8:
+            quoted = (
+                bytes(32) + bytes((rng.choice([4, 4, 4, 2]), rng.randrange(3))) + bytes(6) + quoted
+            )
         return bytes((kind, 0)) + rng.randbytes(6) + quoted
     if protocol == 47:
         return bytes((0x20, rng.choice([0, 1, 0x81]))) + b"\x88\x0b" + rng.randbytes(4) + data
