@@ -66,10 +66,10 @@ def _of_ethertype(octets: bytes, kind: bytes, start: int) -> int:
         return _if_version(octets, start, 6)
     if kind == _ETHERTYPE_PPPOE:
         return _pppoe(octets, start)
-    return _mpls(octets, start) if kind in _MPLS else NO_PACKET
+    return below_labels(octets, start) if kind in _MPLS else NO_PACKET
 
 
-def _mpls(octets: bytes, start: int) -> int:
+def below_labels(octets: bytes, start: int) -> int:
     """Start of the packet below a stack of labels, four octets each (RFC 3032)."""
     for _ in range(_MOST_LABELS):
         if len(octets) < start + 4:

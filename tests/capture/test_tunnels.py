@@ -25,6 +25,7 @@ from tests.support.conversation import Conversation
 
 OUTER = IP(src="192.0.2.1", dst="192.0.2.2")
 INNER = IP(src="10.0.0.1", dst="10.0.0.2") / TCP(sport=40000, dport=80, flags="S")
+LABELS = b"\0\x01\0\x40\0\x02\x01\x40"
 FRAME = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02") / INNER
 
 
@@ -51,6 +52,9 @@ def found(packet: Scapy) -> tuple[Inner | None, bytes]:
             FRAME,
         ),
         (OUTER / GRE(chksum_present=1, proto=0x0800) / INNER, "GRE", RAW, INNER),
+        (OUTER / GRE(proto=0x8847) / Raw(LABELS) / INNER, "GRE", RAW, INNER),
+        (OUTER / GRE(key_present=1, proto=0x8848) / Raw(LABELS) / INNER, "GRE", RAW, INNER),
+        (OUTER / UDP(dport=6635) / Raw(LABELS) / INNER, "MPLS in UDP", RAW, INNER),
         (OUTER / INNER, "IPIP", RAW, INNER),
         (IPv6(src="fd00::1", dst="fd00::2") / INNER, "IPIP", RAW, INNER),
         (OUTER / IPv6() / TCP(), "IP6IP", RAW, IPv6() / TCP()),
@@ -76,6 +80,12 @@ GTP_U = OUTER / UDP(dport=2152) / Raw(b"\x30\xff\0\x28\0\0\0\1") / INNER
         (OUTER / GRE(proto=0x88BE, seqnum_present=1) / Raw(bytes(8)) / FRAME, "ERSPAN"),
         (OUTER / GRE(proto=0x22EB, seqnum_present=1) / Raw(bytes(12)) / FRAME, "ERSPAN"),
         (OUTER.__class__(proto=115) / Raw(bytes(8)) / FRAME, "L2TPv3"),
+        (OUTER.__class__(proto=50) / Raw(bytes(40)), "ESP"),
+        (OUTER / UDP(dport=4500) / Raw(b"\0\0\0\1" + bytes(40)), "ESP"),
+        (OUTER / UDP(dport=1701) / Raw(b"\x40\2" + bytes(40)), "L2TP"),
+        (OUTER / GRE(proto=0x880B, version=1, seqnum_present=1) / Raw(bytes(40)), "PPTP"),
+        (OUTER / GRE(proto=0x8847) / Raw(LABELS + bytes(4)) / FRAME, "GRE"),
+        (OUTER / UDP(dport=6635) / Raw(bytes(64)), "MPLS in UDP"),
     ],
 )
 def test_what_is_inside_is_not_read(packet: Scapy, tunnel: str) -> None:
@@ -117,6 +127,9 @@ def test_a_tunnel_that_is_not_read_is_said(
         OUTER / UDP(dport=6081) / GENEVE(proto=0x1234) / FRAME,
         OUTER / UDP(dport=53) / Raw(bytes(40)),
         OUTER / GRE(proto=0x880B, version=1) / Raw(bytes(40)),
+        OUTER / UDP(dport=4500) / Raw(bytes(40)),
+        OUTER / UDP(dport=4500) / Raw(b"\xff"),
+        OUTER / UDP(dport=1701) / Raw(b"\xc8\2" + bytes(40)),
         OUTER / GRE(proto=0x1234) / Raw(bytes(40)),
         OUTER / GRE(routing_present=1, proto=0x0800) / INNER,
         OUTER.__class__(proto=47) / Raw(b"\0"),
