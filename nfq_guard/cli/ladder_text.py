@@ -22,6 +22,7 @@ _DISORDER: Final = {
     Doubt.UNSEEN_HANDSHAKE: "a handshake that is not whole here",
     Doubt.UNSEEN_REQUEST: "a packet that is not before its answer",
     Doubt.OUT_OF_ORDER: "frames out of their order",
+    Doubt.SILENCE: "a clock that was set forward, or frames that are missing",
     Doubt.FRAMES_MISSING: "frames that are missing",
     Doubt.CAPTURE_DROPS: "frames that the capture dropped",
 }

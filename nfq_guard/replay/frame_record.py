@@ -69,7 +69,7 @@ class FrameRecord(TypedDict):
         detail: More about the reason; null if there is no more.
         doubt: Why the packet may be INVALID only because of gaps in this capture: `unseen-data`,
             `unseen-window`, `unseen-handshake`, `unseen-request`, `out-of-order`,
-            `frames-missing` or `capture-drops`; null if the finding is certain.
+            `silence`, `frames-missing` or `capture-drops`; null if the finding is certain.
         doubt_detail: The doubt as a sentence, with the frame and the bytes; null without a doubt.
         absent: Why conntrack would see no packet in this frame; null if it would see one.
         caused_by: The INVALID packet that this RST answers; null for any other packet.

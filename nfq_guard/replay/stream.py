@@ -25,6 +25,7 @@ class Doubt(StrEnum):
     UNSEEN_HANDSHAKE = "unseen-handshake"
     UNSEEN_REQUEST = "unseen-request"
     OUT_OF_ORDER = "out-of-order"
+    SILENCE = "silence"
     FRAMES_MISSING = "frames-missing"
     CAPTURE_DROPS = "capture-drops"
 

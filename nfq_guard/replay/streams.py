@@ -40,6 +40,8 @@ _MOST_BEYOND: Final = 256
 _ENDS: Final = FIN | RST
 # A clock that goes back farther was set, or another capture begins; each is counted once.
 _DISORDER_S: Final = 10.0
+# TCP repeats a segment that is not acknowledged at least every two minutes.
+_SILENCE_S: Final = 180.0
 
 
 @final
@@ -80,8 +82,9 @@ class Streams:
         self.jump: Jump | None = None
         self.beyond: Beyond | None = None
         self.ahead = False
-        # Time of the last segment.
+        # Time of the last segment, and since the one before it in its stream, in seconds.
         self._now = 0.0
+        self._silence = 0.0
         # Whether the last segment was acknowledged in a frame before it.
         self._answered = False
         self.proofs = 0
@@ -170,6 +173,7 @@ class Streams:
         self.ahead = False
         self._answered = False
         now = self._now
+        self._silence = now - stream.latest
         if now < stream.latest:
             self._prove_disorder(stream, side, segment, index, frame)
         else:
@@ -216,6 +220,8 @@ class Streams:
         if peer.pending is not None:
             _answer_by_reset(peer.pending.outside, segment)
         acknowledges = segment.flags & ACK != 0
+        if acknowledges and peer.known and not after(segment.ack, peer.end):
+            self._end_silence(stream, peer, segment.ack, index, frame)
         if acknowledges and not peer.known and not peer.asked_index:
             peer.asked_ack, peer.asked_index, peer.asked_frame = segment.ack, index, frame
         if side.known and after(segment.seq, side.acked):
@@ -563,6 +569,7 @@ class Streams:
                 _await_bytes(pending.beyond, beyond, reach)
         waiting = peer.pending
         if not after(ack, peer.end) and after(ack, peer.acked):
+            self._end_silence(stream, peer, ack, index, frame)
             peer.acked = ack
             if waiting is not None:
                 self._acknowledge_gaps(stream, peer, waiting, ack)
@@ -586,6 +593,14 @@ class Streams:
                 gap.start = reached
                 rest.append(gap)
         pending.gaps = rest
+
+    def _end_silence(self, stream: Stream, peer: Side, ack: Seq, index: int, frame: int) -> None:
+        """Record an acknowledgement that comes after a longer silence than TCP keeps.
+
+        Its entry may have expired only by the capture's clock, which was set forward meanwhile.
+        """
+        if self._silence > _SILENCE_S and after(ack, peer.acked):
+            self._prove(stream, peer, Doubt.SILENCE, index, frame, peer.acked, 0)
 
     def _prove(
         self,

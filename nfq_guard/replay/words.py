@@ -100,6 +100,8 @@ DOUBTS: Final = {
     Doubt.UNSEEN_HANDSHAKE: "the capture lacks a part of the handshake",
     Doubt.UNSEEN_REQUEST: "the packet that it answers is not in the capture, or behind it",
     Doubt.OUT_OF_ORDER: "the frames of the capture are out of order",
+    Doubt.SILENCE: "an answer came after a silence in which TCP would have repeated the question: "
+    "the clock was set forward, or frames are missing",
     Doubt.FRAMES_MISSING: "frames of other flows are missing from the capture, possibly "
     "one that this packet answers",
     Doubt.CAPTURE_DROPS: "the capture reports dropped frames",

@@ -46,6 +46,53 @@ def test_the_record_of_a_frame_names_every_doubt() -> None:
     assert [doubt for doubt in Doubt if f"`{doubt}`" not in text] == []
 
 
+def set_forward(frames: list[Frame], place: int, by_s: int) -> list[Frame]:
+    """The clock was set forward before the frame at `place`."""
+    for frame in frames[place:]:
+        frame.time_ns += by_s * 1_000_000_000
+    return frames
+
+
+@pytest.mark.parametrize("by_s", [300, 3600, 86_400])
+@pytest.mark.parametrize("place", range(1, 12))
+def test_a_clock_that_is_set_forward(place: int, by_s: int) -> None:
+    """An answer to a segment that TCP would have repeated in that time."""
+    talk = Conversation()
+    talk.open()
+    talk.client("PA", 1, 1, length=100)
+    talk.server("A", 1, 101)
+    talk.server("PA", 1, 101, length=50)
+    talk.client("A", 101, 51)
+    talk.client("FA", 101, 51)
+    talk.server("FA", 51, 102)
+    talk.client("A", 102, 52)
+    outcomes = invalid(set_forward(talk.frames, place, by_s))
+    assert facts(outcomes) == []
+    assert bool(outcomes) == (place in {1, 8})
+    assert {one.doubted.kind for one in outcomes if one.doubted} <= {Doubt.SILENCE}
+
+
+def test_a_connection_that_is_refused_behind_a_clock_that_is_set_forward() -> None:
+    talk = Conversation()
+    talk.client("S", 0, options=SYN_OPTIONS)
+    talk.server("RA", 0, 1)
+    (refused,) = invalid(set_forward(talk.frames, 1, 3600))
+    assert refused.doubted is not None
+    assert refused.doubted.kind is Doubt.SILENCE
+
+
+def test_the_end_of_a_flow_that_was_idle() -> None:
+    """Nothing was waiting for an answer, so the silence is real, and the entry has expired."""
+    talk = Conversation()
+    talk.open()
+    talk.client("PA", 1, 1, length=100)
+    talk.server("A", 1, 101)
+    talk.server("FA", 1, 101)
+    (late,) = facts(invalid(set_forward(talk.frames, 5, 6 * 86_400)))
+    assert late.finding is not None
+    assert late.finding.reason is Reason.NO_ENTRY
+
+
 KINDS = [(kind,) for kind in MAKERS] + [()]
 """Each kind of traffic other than TCP transfers alone, and all together."""
 
