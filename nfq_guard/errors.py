@@ -91,11 +91,26 @@ class ShortageError(UnavailableError):
 _SHORTAGES: Final = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN}
 )
+_NO_MEMORY: Final = "Cannot allocate memory"
+# What Python says where the kernel said EAGAIN.
+_NO_THREAD: Final = "can't start new thread"
 
 
 def is_shortage(code: int | None) -> bool:
     """Whether this errno is a shortage, and no answer about features, privileges or files."""
     return code in _SHORTAGES
+
+
+def shortage_in(error: BaseException) -> str:
+    """The shortage that this exception is, wherever it was raised; empty if it is none.
+
+    For the outermost handler, where any other exception is a bug.
+    """
+    if isinstance(error, OSError) and is_shortage(error.errno):
+        return error.strerror or str(error)
+    if isinstance(error, MemoryError):
+        return _NO_MEMORY
+    return _NO_THREAD if isinstance(error, RuntimeError) and str(error) == _NO_THREAD else ""
 
 
 def for_operator(

@@ -17,7 +17,13 @@ from nfq_guard import __version__
 from nfq_guard.cli import escaping
 from nfq_guard.cli.options import add_color, add_debug
 from nfq_guard.cli.parser import Parser
-from nfq_guard.errors import EXIT_INTERRUPTED, EXIT_NOT_FINE, EXIT_USAGE, NfqGuardError
+from nfq_guard.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_NOT_FINE,
+    EXIT_USAGE,
+    NfqGuardError,
+    shortage_in,
+)
 
 
 class _CommandModule(Protocol):
@@ -113,6 +119,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _main(words, chosen)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except (OSError, MemoryError, RuntimeError) as error:
+        short = shortage_in(error)
+        if not short or "--debug" in words:
+            raise
+        sys.stderr.write(f"nfq-guard: {short}; --debug shows where\n")
+        return EXIT_NOT_FINE
 
 
 def _main(words: list[str], chosen: str | None) -> int:

@@ -23,7 +23,7 @@ import msgspec
 
 from nfq_guard import __version__, capabilities
 from nfq_guard.engine import Mode
-from nfq_guard.errors import NfqGuardError, UsageError
+from nfq_guard.errors import NfqGuardError, UsageError, shortage_in
 from nfq_guard.firewall import FailMode
 from nfq_guard.raw_rules import RawReading
 from nfq_guard.service.changed_files import ChangedFiles
@@ -581,9 +581,12 @@ class Daemon:
         self._loop.stop()
 
     def _log_failure(self, error: BaseException) -> None:
-        """Log the error that ends the daemon; with a traceback unless it is an `NfqGuardError`."""
-        trace = None if isinstance(error, NfqGuardError) else exception_texts(error)[1]
-        self._events.emit(DaemonFailed(problem=str(error) or type(error).__name__, traceback=trace))
+        """Log the error that ends the daemon; with a traceback if it is a bug."""
+        short = shortage_in(error)
+        known = short or isinstance(error, NfqGuardError)
+        trace = None if known else exception_texts(error)[1]
+        problem = short or str(error) or type(error).__name__
+        self._events.emit(DaemonFailed(problem=problem, traceback=trace))
         self._events.push(time.monotonic())
 
     def _end_background(self) -> None:

@@ -119,6 +119,27 @@ def test_a_suggestion_stands_instead_of_all_choices(capsys: pytest.CaptureFixtur
     assert "choose from" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("most", range(6, 13))
+def test_too_few_descriptors_are_one_line(most: int, tmp_path: Path) -> None:
+    """Wherever the command is when it needs one more."""
+    config = tmp_path / "config.toml"
+    config.write_text(
+        f'[daemon]\nqueue = 65000\ncontrol_socket = "{tmp_path}/control"\n'
+        '[policy]\ninclude = "preset:default"\n',
+        encoding="utf-8",
+    )
+    done = subprocess.run(
+        ["prlimit", f"--nofile={most}", *COMMAND, "rules", "show", "--config", config],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == (done.returncode != 0)
+    assert done.returncode in {0, 1}, done.stderr
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -414,3 +414,35 @@ def test_a_policy_on_trial_is_logged_and_not_carried_out(inside: Namespace, tmp_
         for one in judged:
             assert (one["action"], one["verdict"]) == ("allow", "accept")
             assert one["shadow"] == {"rule": "that-port", "action": "drop"}
+
+
+def test_too_few_descriptors_are_one_line(namespace: Make, tmp_path: Path) -> None:
+    """Wherever the start needs one more: no bug, and systemd restarts the daemon."""
+    inside = namespace("few")
+    config = tmp_path / "c"
+    config.write_text(
+        f'[daemon]\nqueue = {QUEUE}\ncontrol_socket = "{tmp_path}/control"\n'
+        f'events_file = "{tmp_path}/events"\nlog = "{tmp_path}/log"\n'
+        f'metrics_file = "{tmp_path}/metrics"\nmetrics_listen = "127.0.0.1:9499"\n'
+        f"{THAT_PORT_POLICY}",
+        encoding="utf-8",
+    )
+    for most in range(10, 100, 5):
+        limited = ("prlimit", f"--nofile={most}")
+        words = ("--config", str(config))
+        with GuardProcess(inside, tmp_path / "out", *words, prefix=limited) as guard:
+            wait_for(lambda: guard.process.poll() is not None or started(tmp_path / "log"))
+            if guard.process.poll() is None:
+                assert guard.stop() == 0
+                assert most > 10
+                break
+            line = guard.stderr()
+            assert line.count("\n") == 1, line
+            assert "Too many open files" in line
+            assert guard.process.returncode == 1
+    assert '"traceback"' not in (tmp_path / "log").read_text(encoding="utf-8")
+
+
+def started(log: Path) -> bool:
+    """Whether a daemon has logged that it serves."""
+    return log.exists() and '"event":"started"' in log.read_text(encoding="utf-8")
