@@ -5,6 +5,7 @@ import argparse
 import platform
 import re
 import sys
+from collections.abc import Iterator
 from inspect import cleandoc
 from pathlib import Path
 from typing import Any, Final, NotRequired, TypedDict
@@ -31,7 +32,7 @@ from nfq_guard.policy.values import split_suggestion
 from nfq_guard.policyfile import PRESET_PREFIX, load_policy
 from nfq_guard.service import unit
 from nfq_guard.service.config import DEFAULT_PATH, DEFAULTS, load_config
-from nfq_guard.service.settings import Settings
+from nfq_guard.service.settings import TABLE, Settings
 from nfq_guard.telemetry.palette import Style
 
 _BAD: Final = frozenset({Status.WARNING, Status.PROBLEM})
@@ -81,14 +82,14 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_OK
     kernel = rules_of(platform.release()) if args.kernel is None else kernel_of(args.kernel).rules
     try:
-        source, model, settings, of_unit, notes = _read(args.file)
+        source, model, settings, of_settings, notes = _read(args.file)
     except ConfigError as error:
         if args.format == "text":
             raise
         mistakes = [_mistake(one) for one in error.mistakes]
         write_json({"source": error.source, "fine": False, "mistakes": mistakes})
         return EXIT_USAGE
-    found = [*cautions(model, kernel, settings.evidence), *of_unit]
+    found = [*cautions(model, kernel, settings.evidence), *of_settings]
     on_host = None
     if args.host:
         rules = host_rules.read(queues=settings.queue_numbers)
@@ -150,16 +151,23 @@ def _read(
         mistakes = unit.refused(config, sandbox)
         if mistakes:
             raise ConfigError(config.source, mistakes)
-    of_unit: list[Caution] = []
+    of_settings = list(_without_effect(config.settings, config.source))
     notes: list[Caution] = []
     if sandbox is None:
         notes += unit.cautions(config.settings, config.source)
     else:
-        of_unit += unit.unread_pods(config.settings, config.source, sandbox)
+        of_settings += unit.unread_pods(config.settings, config.source, sandbox)
     settings = config.settings
     if config.model.source != config.source:
         settings = msgspec.structs.replace(settings, evidence="auto")
-    return config.source, config.model, settings, of_unit, notes
+    return config.source, config.model, settings, of_settings, notes
+
+
+def _without_effect(settings: Settings, source: str) -> Iterator[Caution]:
+    """Settings that another setting makes useless."""
+    if settings.capture_dir and not settings.capture_packets:
+        text = "no file is written: capture_packets = 0 keeps no packet"
+        yield Caution(f"{TABLE}.capture_dir", source, "", text)
 
 
 class MistakeRecord(TypedDict):

@@ -248,3 +248,14 @@ def test_a_long_key_is_cut(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
         path.write_text(f"{table}{'k' * 100_000} = 1\n", encoding="utf-8")
         assert main(["check", str(path)]) == 2
         assert len(capsys.readouterr().err) < 1500
+
+
+def test_a_setting_without_effect(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Files are written from the packets that are kept."""
+    path = tmp_path / "c.toml"
+    path.write_text('[daemon]\ncapture_dir = "/var/log/nfq-guard"\ncapture_packets = 0\n')
+    status, _, said = _run(capsys, str(path), "--strict")
+    assert status == 1
+    assert "daemon.capture_dir: no file is written: capture_packets = 0 keeps no packet" in said
+    path.write_text("[daemon]\ncapture_packets = 0\n")
+    assert _run(capsys, str(path), "--strict")[0] == 0
