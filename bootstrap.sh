@@ -36,8 +36,13 @@ trap 'exit 143' HUP TERM
 
 PATH=$PATH:/usr/sbin:/sbin
 require_python() {
-    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    case $("$python" -c 'import sys; print(sys.version_info >= (3, 11))' 2>/dev/null) in
+    True) ;;
+    False)
         fail "$python is $("$python" -V 2>&1), and Python 3.11 or later is needed: PYTHON=... names one"
+        ;;
+    *) fail "PYTHON: $python is no Python that runs here" ;;
+    esac
 }
 # Before anything is installed for it.
 if command -v "$python" >/dev/null; then

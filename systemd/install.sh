@@ -86,8 +86,11 @@ real=$(readlink -f "$(command -v "$python")") || fail "PYTHON: $python does not 
 case $real in
 /home/* | /root/*) fail "PYTHON: $real is in a home directory, which the service cannot read" ;;
 esac
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-    fail "PYTHON: $python is older than Python 3.11"
+case $("$python" -c 'import sys; print(sys.version_info >= (3, 11))' 2>/dev/null) in
+True) ;;
+False) fail "PYTHON: $python is older than Python 3.11" ;;
+*) fail "PYTHON: $python is no Python that runs here" ;;
+esac
 
 # Nothing on this host changes until all that can fail before it has succeeded: a daemon of an earlier
 # version goes on with its own files meanwhile.

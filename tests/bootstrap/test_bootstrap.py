@@ -55,11 +55,14 @@ def test_a_wrong_interpreter_installs_nothing(tree: Tree) -> None:
     assert (result.returncode, result.stdout) == (69, "")
     assert result.stderr == "bootstrap: PYTHON: /nonexistent does not exist\n"
     old = tree.root / "old"
-    old.write_text("#!/bin/sh\n[ $1 != -V ] || exec echo Python 3.9.2\nexit 1\n")
+    old.write_text("#!/bin/sh\n[ $1 != -V ] || exec echo Python 3.9.2\necho False\n")
     old.chmod(0o755)
     result = tree.bootstrap(python=str(old))
     assert (result.returncode, result.stdout) == (69, "")
     assert f"{old} is Python 3.9.2, and Python 3.11 or later is needed" in result.stderr
+    result = tree.bootstrap(python="/bin/ls")
+    assert (result.returncode, result.stdout) == (69, "")
+    assert result.stderr == "bootstrap: PYTHON: /bin/ls is no Python that runs here\n"
 
 
 def test_second_run_changes_nothing(tree: Tree) -> None:

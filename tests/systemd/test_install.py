@@ -44,9 +44,10 @@ def test_man_pages_and_completion_are_found(guest: Guest) -> None:
 def test_an_install_that_cannot_succeed_changes_nothing(guest: Guest) -> None:
     refused = partial(guest.install, check=False)
     process = guest.show("MainPID")
-    old = "printf '#!/bin/sh\\nexit 1\\n' >/tmp/old; chmod +x /tmp/old"
+    old = "printf '#!/bin/sh\\necho False\\n' >/tmp/old; chmod +x /tmp/old"
     hidden = "mount --bind /dev/null $(command -v iptables); mount --bind /dev/null /usr/sbin/nft"
     assert "PYTHON: /tmp/old is older than Python 3.11" in refused(old, "PYTHON=/tmp/old")
+    assert "PYTHON: /bin/ls is no Python that runs here" in refused("", "PYTHON=/bin/ls")
     assert "neither iptables nor nft is there" in refused(hidden)
     said = refused("mkdir /tmp/empty", "WHEELS=/tmp/empty")
     assert re.search(
