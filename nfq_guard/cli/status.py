@@ -46,6 +46,9 @@ _LOSSES: Final = {
     "log_errors": "failed writes to the log",
 }
 
+# Those that a daemon with several queues counts for itself too.
+_OF_THE_LOG: Final = ("log_lines_dropped", "log_errors")
+
 # Texts of the daemon's counters of its rules; shown unless 0.
 _RULE_COUNTS: Final = {
     "shed_packets": "packets above the rate left to the fail mode",
@@ -116,6 +119,10 @@ def lines(status: Status) -> list[str]:
         shown.append(_line("last error", _error(status.last_error)))
     for queue in status.queues:
         shown += _queue(queue)
+    lost = [name for name in _OF_THE_LOG if status.count(name)]
+    if lost:
+        told = ", ".join(f"{status.count(name)} {_LOSSES[name]}" for name in lost)
+        shown.append(_line("log", paint(told, Style.YELLOW)))
     shown += _counted(status)
     return shown
 

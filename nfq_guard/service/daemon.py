@@ -366,6 +366,12 @@ class Daemon:
             "messages_refused": self._workers.messages_refused,
         }
 
+    def _lost_lines(self) -> dict[str, int]:
+        """What the log of this process lost, where no queue counts that: it serves none itself."""
+        if len(self._settings.queue_numbers) == 1:
+            return {}
+        return {"log_lines_dropped": self._events.dropped, "log_errors": self._events.errors}
+
     def observed(self, now: float) -> Observed:
         """The values for the metrics; counts are at most a second old."""
         return observed(
@@ -413,7 +419,7 @@ class Daemon:
             reasons=sums.reasons,
             actions=sums.actions,
             decided_by=sums.rules,
-            counters=self.counters(),
+            counters=self.counters() | self._lost_lines(),
             last_reload=self.reloader.last,
             last_error=self._last_error(),
         )
@@ -566,6 +572,8 @@ class Daemon:
         for queue in queues:
             for name, count in queue.stats.counters.items():
                 counters[name] = counters.get(name, 0) + count
+        for name, count in self._lost_lines().items():
+            counters[name] += count
         reasons, actions, rules = totals(queues)
         return event(
             queues=[queue.queue_num for queue in queues],

@@ -104,6 +104,21 @@ def test_what_a_killed_worker_had_not_recorded_is_a_gap(supervised: Supervised) 
     assert recorded + missing.suppressed + missing.lost_judged == sent
 
 
+def test_lines_that_the_log_of_the_daemon_lost(supervised: Supervised) -> None:
+    """Its process writes the lines of all workers, and serves no queue that would count them."""
+    supervised.configure("log", 'log = ["-", "/dev/full"]')
+    with supervised.start() as guard:
+        sent = supervised.send()
+        wait_for(lambda: len(guard.events("packet_judged")) == sent)
+        wait_for(lambda: supervised.status()["log_errors"] > 0)
+        assert "failed writes to the log" in supervised.ask("status")
+        assert guard.stop() == 0
+    (stopped,) = guard.events("stopped")
+    assert stopped["log_errors"] > 0
+    (lost,) = guard.events("log_lines_dropped")
+    assert stopped["log_lines_dropped"] == lost["lines"] > sent
+
+
 def test_without_bypass_the_queue_of_a_dead_worker_drops(namespace: Make, tmp_path: Path) -> None:
     inside = namespace("closed")
     queue_all(inside, bypass=False)
