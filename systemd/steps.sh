@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 # shellcheck shell=sh
-# steps.sh UNIT start|stop|stopped: what root does around the daemon of the service, for the unit.
+# steps.sh UNIT start|stop|stopped|gap: what root does around the daemon of the service, for the unit.
 #
 # systemd runs it outside the sandbox, because iptables needs more privileges than the daemon. It gives
 # RUNTIME_DIRECTORY, STATE_DIRECTORY, MAINPID and SERVICE_RESULT; CONFIG is from the unit. `exec`,
@@ -24,6 +24,14 @@ job() {
     systemctl list-jobs --plain --no-legend 2>/dev/null | while read -r _ name kind _; do
         [ "$name" != "$unit" ] || echo "$kind"
     done
+}
+
+# Removes what `start` made; after the failure `result` not the rules of the fail modes closed and
+# kernel-drop.
+remove() {
+    rmdir "$prepared" "$killed" 2>/dev/null
+    exec "$guard" prepare --remove --rules --quiet --config "$CONFIG" --last-good "$last_good" \
+        --after "$result"
 }
 
 case $2 in
@@ -59,15 +67,41 @@ stopped)
     result=$SERVICE_RESULT
     rmdir "$killed" 2>/dev/null
     case $result in
-    signal | core-dump | watchdog | oom-kill) mkdir "$killed" ;;
+    signal | core-dump | watchdog | oom-kill)
+        mkdir "$killed"
+        # In a scope, where systemd does not end it with the steps of the unit.
+        systemd-run --scope --quiet --collect --description="Restart of $unit" \
+            /bin/sh "$0" "$unit" gap &
+        ;;
     esac
     case $(job) in
-    restart) exit 0 ;;
+    restart) wait; exit 0 ;;
     stop) result=success ;;
-    *) [ ! -d "$killed" ] || exit 0 ;;
+    *) [ ! -d "$killed" ] || { wait; exit 0; } ;;
     esac
-    rmdir "$prepared" "$killed" 2>/dev/null
-    exec "$guard" prepare --remove --rules --quiet --config "$CONFIG" --last-good "$last_good" \
-        --after "$result"
+    remove
+    ;;
+gap)
+    # From the end of a daemon that a signal ended until its restart: systemd runs no step of the unit
+    # for a stop meanwhile. After it the unit is `dead`, or `failed` without the restart that is due.
+    # Once systemd gave up, the unit is `failed` too, and what is left stays.
+    restarts=$(systemctl show -p NRestarts "$unit")
+    while [ -d "$killed" ]; do
+        state=" $(systemctl show -p Job -p NRestarts -p Restart -p SubState "$unit" | tr '\n' ' ')"
+        case $state in
+        *" Job="[0-9]* | *" SubState=auto-restart"* | *" SubState=stop"* | *" SubState=final"*)
+            sleep 0.1
+            continue
+            ;;
+        *" SubState=dead "*) ;;
+        *" SubState=failed "*)
+            case $state in *" $restarts "*) ;; *) exit 0 ;; esac
+            case $state in *" Restart=on-failure "* | *" Restart=always "*) ;; *) exit 0 ;; esac
+            ;;
+        *) exit 0 ;;
+        esac
+        result=success
+        remove
+    done &
     ;;
 esac

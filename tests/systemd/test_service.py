@@ -860,6 +860,30 @@ def test_a_stop_leaves_nothing_of_a_daemon_that_is_killed_meanwhile(
     assert "killed" not in guest.sh("ls -A /run/nfq-guard")
 
 
+@pytest.mark.parametrize("fail_mode", ["open", "closed"])
+def test_a_stop_before_an_automatic_restart_leaves_nothing(guest: Guest, fail_mode: str) -> None:
+    """The unit's own steps do not run for such a stop."""
+    guest.configure(f'mode = "enforce"\nfail_mode = "{fail_mode}"')
+    guest.sh(
+        "mkdir -p /run/systemd/system/nfq-guard.service.d; "
+        "printf '[Service]\nRestartSec=30\n' >/run/systemd/system/nfq-guard.service.d/test.conf; "
+        "systemctl daemon-reload; systemctl restart nfq-guard"
+    )
+    try:
+        guest.sh(f"kill -9 {guest.show('MainPID')}")
+        guest.until(lambda: guest.show("SubState") == "auto-restart", "systemd waits")
+        assert rules(guest) == RULES
+        guest.sh("systemctl stop nfq-guard")
+        guest.until(lambda: rules(guest) == 0, "the rules are gone")
+        guest.until(lambda: not pins(guest), "the pins are gone")
+        assert "killed" not in guest.sh("ls -A /run/nfq-guard")
+    finally:
+        guest.sh(
+            "rm /run/systemd/system/nfq-guard.service.d/test.conf; systemctl daemon-reload; "
+            "systemctl reset-failed nfq-guard; nfq-guard rules remove"
+        )
+
+
 def test_as_installed_it_saves_a_connection(guest: Guest) -> None:
     """The guard is an instance in the namespace of the lab's node."""
     tree = Path(__file__).parent.parent.parent
@@ -888,6 +912,26 @@ def test_rules_after_a_kill(guest: Guest, fail_mode: str) -> None:
         guest.sh(
             "rm /run/systemd/system/nfq-guard.service.d/test.conf; systemctl daemon-reload; "
             "systemctl reset-failed nfq-guard; nfq-guard rules remove"
+        )
+
+
+def test_rules_stay_once_systemd_gave_up(guest: Guest) -> None:
+    """They drop what nobody judges; no administrator has stopped the service."""
+    drop_in = "/run/systemd/system/nfq-guard.service.d/test.conf"
+    guest.configure('mode = "enforce"\nfail_mode = "closed"')
+    guest.sh(
+        f"mkdir -p $(dirname {drop_in}); printf '[Unit]\nStartLimitBurst=1\n' >{drop_in}; "
+        "systemctl daemon-reload; systemctl reset-failed nfq-guard; systemctl restart nfq-guard"
+    )
+    try:
+        guest.sh(f"kill -9 {guest.show('MainPID')}")
+        guest.until(lambda: guest.show("SubState") == "failed", "systemd gave up")
+        guest.until(lambda: "Restart of" not in guest.sh("systemctl list-units"), "nothing waits")
+        assert rules(guest) == RULES
+    finally:
+        guest.sh(
+            f"rm {drop_in}; systemctl daemon-reload; systemctl reset-failed nfq-guard; "
+            "nfq-guard prepare --remove --rules"
         )
 
 
