@@ -52,7 +52,7 @@ _OF_THE_LOG: Final = ("log_lines_dropped", "log_errors")
 # Texts of the daemon's counters of its rules; shown unless 0.
 _RULE_COUNTS: Final = {
     "shed_packets": "packets above the rate left to the fail mode",
-    "queue_full_passes": "packets passed unjudged because the queue was full",
+    "queue_full_passes": "packets passed unjudged because a queue was full or its worker replaced",
     "unjudged_drops": "packets dropped by the fail mode, because they were not judged",
 }
 

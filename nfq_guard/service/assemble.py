@@ -171,6 +171,7 @@ def run(
                 unjudged_mark=unjudged_mark(settings),
                 loop=loop,
                 events=events,
+                unserved=lambda: daemon.count_passed(),  # noqa: PLW0108 - it is made later
             )
         else:
             (queue_num,) = settings.queue_numbers

@@ -104,7 +104,7 @@ class Parts:
             returns a stack that closes them.
         jumps: Where rules lead to our chains, see `RuleMonitor`.
         raw_rules: Reads the host's rules before conntrack, in a thread.
-        passed: Counts packets that passed because a queue was full.
+        passed: Counts packets that passed because a queue was full or not served.
         survey: Examines the rules of the host, in a thread; None to leave that out.
         keep: Saves the policy in force as the last good one, in a thread; None to save none.
         refused: The mistakes of the file, one a line, if `loaded` is the last good policy; empty if
@@ -259,7 +259,7 @@ class Daemon:
         else:
             self._started(served)
         self._loop.run()
-        self._count_passed()
+        self.count_passed()
         if self._failure is not None:
             raise self._failure
 
@@ -389,7 +389,7 @@ class Daemon:
     def status(self) -> Status:
         """The response to the control command `status`; counts are at most a second old."""
         self._workers.refresh()
-        self._count_passed()
+        self.count_passed()
         queues = self._workers.queues()
         sums = totals(queues)
         loaded = self.reloader.loaded
@@ -471,15 +471,15 @@ class Daemon:
 
     def _tick(self, now: float) -> None:
         self._rates.note(self.queues(), now)
-        self._count_passed()
+        self.count_passed()
         self._events.log_lost(now)
         self._events.push(now)
 
     def _rules_made_anew(self) -> None:
         self._parts.passed.forget()
-        self._count_passed()
+        self.count_passed()
 
-    def _count_passed(self) -> None:
+    def count_passed(self) -> None:
         """Count and log packets that passed unjudged; in other fail modes the kernel drops them."""
         passed = self._parts.passed
         if self.fail_mode is FailMode.OPEN and not self._changing_rules:

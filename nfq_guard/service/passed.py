@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Counts the packets that passed unjudged because the queue was full, in the fail mode open.
+"""Counts the packets that passed unjudged in the fail mode open: a queue was full or not served.
 
-The kernel does not count these packets. The rule that leads to the queue counts each of them, but
-the queue neither numbers nor drops it. The rules' count, less the packets that the queues have
-numbered or dropped, therefore grows by one with each such packet.
+A queue is not served while a worker that ended is replaced. The kernel does not count these
+packets. The rule that leads to the queue counts each of them, but the queue neither numbers nor
+drops it. The rules' count, less the packets that the queues have numbered or dropped, therefore
+grows by one with each such packet.
 
 The counters cannot be read at one moment while packets arrive. The queues' counters are read before
 and after the rules' counters: packets in between can only make the result smaller, and it is exact
@@ -11,6 +12,7 @@ if there were none.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Final, NamedTuple, final
 
 from nfq_guard.nfqueue.counters import CounterFile
@@ -23,7 +25,7 @@ class Numbered(NamedTuple):
     """The kernel's counters of our queues.
 
     Attributes:
-        owners: The sockets to which they are bound.
+        owners: The sockets to which they are bound, in the order of the queues; 0 for none.
         packets: Packets that they have numbered or dropped.
     """
 
@@ -32,17 +34,15 @@ class Numbered(NamedTuple):
 
 
 def numbered_in(file: CounterFile, queues: Sequence[int]) -> Numbered | None:
-    """The kernel's counters of `queues`; None while not all of them are bound."""
+    """The kernel's counters of `queues`; None if they cannot be read."""
     try:
         lines = file.read_all()
     except OSError:
         return None
-    found = [lines[number] for number in queues if number in lines]
-    if len(found) < len(queues):
-        return None
+    found = [lines.get(number) for number in queues]
     return Numbered(
-        tuple(line.port_id for line in found),
-        sum(line.last_id + line.queue_dropped for line in found),
+        tuple(0 if line is None else line.port_id for line in found),
+        sum(line.last_id + line.queue_dropped for line in found if line is not None),
     )
 
 
@@ -59,7 +59,7 @@ class PassedPackets:
     """Counts these packets; the count never decreases, and never exceeds the true number.
 
     Attributes:
-        count: Packets that passed because a queue was full.
+        count: Packets that passed because a queue was full or not served.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class PassedPackets:
 
         Args:
             queued: Reads the rules' count since they were created; None if that is unknown.
-            numbered: Reads the queues' counts; None while one of them is not bound.
+            numbered: Reads the queues' counts; None if they cannot be read.
         """
         self.count = 0
         self._queued = queued
@@ -93,9 +93,9 @@ class PassedPackets:
         least = read.queued - read.after.packets
         most = read.queued - read.before.packets
         if self._anew(read):
-            self._owners = read.before.owners
             self._earlier = self.count
             self._none = most
+        self._owners = read.before.owners
         self._seen = read.queued
         self._numbers = read.after.packets
         self._none = min(self._none, most)
@@ -112,9 +112,13 @@ class PassedPackets:
         return _Reading(before, queued, after)
 
     def _anew(self, read: _Reading) -> bool:
-        """Whether a queue was rebound, the rules were recreated, or a counter wrapped."""
+        """Whether a queue was unbound, the rules were recreated, or a counter wrapped.
+
+        The numbers of a queue that was not bound at the reading before begin at 0, and count.
+        """
+        pairs = zip_longest(self._owners, read.before.owners)
         return (
-            read.before.owners != self._owners
+            any(owner not in {0, found} for owner, found in pairs)
             or read.queued < self._seen
             or read.before.packets < self._numbers
         )

@@ -696,11 +696,14 @@ class KernelDroppedPackets(_Queued, frozen=True, kw_only=True, tag="kernel_dropp
 
 @final
 class KernelPassedPackets(Event, frozen=True, kw_only=True, tag="kernel_passed_packets"):
-    """Packets passed unjudged in fail mode open, because more arrived than could be judged."""
+    """Packets passed unjudged in fail mode open: more than could be judged, or without a worker."""
 
     level: ClassVar[Level] = "warning"
     queue_full: Annotated[
-        int, _number("Passed because a queue was full, since the daemon started.", "packets")
+        int,
+        _number(
+            "Passed because a queue was full or its worker replaced, since the start.", "packets"
+        ),
     ]
     buffer_full: Annotated[
         int, _number("Passed because a socket buffer was full, since then.", "packets")

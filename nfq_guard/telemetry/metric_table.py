@@ -283,7 +283,7 @@ DAEMON_COUNTERS: Final = (
     Metric(
         Kind.COUNTER,
         "queue_full_passes",
-        "Packets that passed unjudged because a queue was full, in the fail mode open.",
+        "Packets that passed unjudged in fail mode open: a queue was full, or its worker replaced.",
         "packets",
         (),
         part=Part.KERNEL_COUNTERS,

@@ -73,7 +73,7 @@ _TEXTS: Final = {
     "allowed": "packets have no event: allowed without log_allowed",
     "offloaded": "packets have no event: the kernel dropped them",
     "kernel_dropped": "packets were never judged: the queue was full",
-    "kernel_passed": "packets passed unjudged: the queue was full",
+    "kernel_passed": "packets passed unjudged: the queue was full, or its worker replaced",
     "shed": "packets were never judged: above max_rate_pps",
     "unjudged": "packets were never judged: the daemon failed",
     "lost_judged": "packets have no event: their worker was killed",
@@ -130,7 +130,7 @@ class Unrecorded(msgspec.Struct, kw_only=True):
         suppressed: Packets without an event because of the limit on all events, or of the size of
             the file.
         kernel_dropped: Packets that the kernel dropped before they could be judged.
-        kernel_passed: Packets that passed unjudged, because more arrived than could be judged.
+        kernel_passed: Packets that passed unjudged: more than could be judged, or without a worker.
         shed: Packets above `max_rate_pps`, which were left to the fail mode.
         unjudged: Packets that were left to the fail mode, because a daemon was killed or failed.
         offloaded: Packets that the kernel dropped by order of the policy then in force.

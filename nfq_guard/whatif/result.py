@@ -120,7 +120,7 @@ class UnrecordedRecord(TypedDict):
         suppressed: Packets without an event because of the limit on all events, or of the size of
             the file.
         kernel_dropped: Packets that the kernel dropped before they could be judged.
-        kernel_passed: Packets that passed unjudged, because more arrived than could be judged.
+        kernel_passed: Packets that passed unjudged: more than could be judged, or without a worker.
         shed: Packets above `max_rate_pps`, which were left to the fail mode.
         unjudged: Packets that were left to the fail mode, because a daemon was killed or failed.
         offloaded: Packets that the kernel dropped by order of the policy then in force.

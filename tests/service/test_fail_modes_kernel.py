@@ -5,6 +5,7 @@ The policy accepts every packet, so what does not arrive was dropped by the fail
 kernel. `systemd/README.md` describes these results in words.
 """
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -81,6 +82,30 @@ def test_killed(faulty: Faulty, mode: FailMode) -> None:
         assert faulty.arrived() == 0
         faulty.send(SENT)
         assert faulty.arrived() == (SENT if mode is FailMode.OPEN else 0)
+
+
+def test_what_passes_while_workers_are_replaced_is_counted(faulty: Faulty) -> None:
+    """The delay of a restart grows with each end, so that all packets come within the last one."""
+    with faulty.start(FailMode.OPEN, 'queues = "0-1"') as guard:
+        (started,) = guard.events("started")
+        pids = started["pids"]
+        for ended in range(2, 12, 2):
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+            wait_for(lambda: len(guard.events("worker_ended")) == ended)  # noqa: B023 - called here
+            if ended < 10:
+                wait_for(lambda: len(guard.events("worker_restarted")) == ended)  # noqa: B023 - as above
+                pids = [one["pid"] for one in guard.events("worker_restarted")[-2:]]
+        faulty.send(SENT)
+        assert faulty.arrived() == SENT
+        wait_for(lambda: len(guard.events("worker_restarted")) == 10)
+        assert guard.stop() == 0
+    (stopped,) = guard.events("stopped")
+    # As in `test_stopped`.
+    assert stopped["packets"] == 0
+    assert stopped["queue_full_passes"] == SENT + SENT // 2
+    told = guard.events("kernel_passed_packets")
+    assert sum(one["since_last"] for one in told) == SENT + SENT // 2
 
 
 @MODES

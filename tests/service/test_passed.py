@@ -107,6 +107,25 @@ def test_what_counts_from_0_again_is_no_passed_packet(what: str) -> None:
     assert kernel.look() == 17
 
 
+def test_a_queue_without_a_worker_passes_packets() -> None:
+    """What comes between the end of the old worker and the reading after it is unknown."""
+    kernel = Kernel((7, 9))
+    kernel.look()
+    kernel.come(100, passed=1)
+    assert kernel.look() == 1
+    kernel.come(20)
+    kernel.owners, kernel.numbered = (7, 0), 60  # the others were those of the other queue
+    assert kernel.look() == 1
+    kernel.come(30, passed=40)
+    assert kernel.look() == 41
+    kernel.come(10, passed=5)
+    kernel.owners = (7, 11)
+    kernel.come(50, passed=2)
+    assert kernel.look() == 48
+    kernel.owners, kernel.numbered = (7, 12), 70
+    assert kernel.look() == 48
+
+
 def test_what_cannot_be_read_changes_nothing() -> None:
     kernel = Kernel()
     kernel.look()
@@ -136,6 +155,6 @@ def test_lines_of_our_queues(tmp_path: Path) -> None:
     file = CounterFile(path)
     assert numbered_in(file, [0]) == Numbered((34,), 104)
     assert numbered_in(file, [0, 5]) == Numbered((34, 12), 115)
-    assert numbered_in(file, [0, 1]) is None
+    assert numbered_in(file, [0, 1]) == Numbered((34, 0), 104)
     file.close()
     assert numbered_in(file, [0]) is None

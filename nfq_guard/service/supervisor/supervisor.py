@@ -132,6 +132,7 @@ class Supervisor:
         unjudged_mark: int,
         loop: Loop,
         events: EventLog,
+        unserved: Callable[[], None],
     ) -> None:
         """Start nothing before `begin`.
 
@@ -145,7 +146,9 @@ class Supervisor:
             unjudged_mark: Mark bits that the rules set on a packet before they queue it.
             loop: The loop of the daemon.
             events: The log of the daemon, which takes the lines of all processes.
+            unserved: Called as soon as a queue is unbound because its worker ended.
         """
+        self._unserved = unserved
         self._handles = [WorkerHandle(number) for number in queues]
         self._loaded = loaded
         self._read = read
@@ -452,6 +455,8 @@ class Supervisor:
             self._go_on_without(handle.queue_num)
         if not self._finishing:
             self._events.emit(WorkerEnded(queue=handle.queue_num, pid=pid, how=how))
+            with self._surviving(handle):
+                self._unserved()
 
     def _state_gaps(self, handle: WorkerHandle) -> None:
         """State the packets that an exited process did not record, by its last report.
