@@ -40,8 +40,11 @@ start)
     # CAP_SYS_ADMIN where nf_conntrack is a module. Where it cannot be loaded, conntrack is made to log
     # its reasons to the daemon, by sysctls that the sandbox forbids to change. The group may then
     # read the kernel's counters of the queues, which are root's.
+    exec 9<"$RUNTIME_DIRECTORY"
+    flock -w 3 9 # see `gap`
     made=$(find "$prepared" "$killed" -prune -type d -mmin -1 2>/dev/null)
     rmdir "$prepared" "$killed" 2>/dev/null
+    exec 9<&-
     case $made in
     "") ;;
     "$prepared"*) unchanged && exit 0 ;;
@@ -100,6 +103,10 @@ gap)
             ;;
         *) exit 0 ;;
         esac
+        # A start meanwhile takes `killed` away first, or waits for the removal to end.
+        exec 9<"$RUNTIME_DIRECTORY"
+        flock 9
+        [ -d "$killed" ] || exit 0
         result=success
         remove
     done &

@@ -32,6 +32,7 @@ EVIDENCE: Final = (
 
 # Rules of iptables-nft that queue packets: for both hooks and both families.
 RULES: Final = 4
+MAIN: Final = "$(systemctl show --value -p MainPID nfq-guard)"
 
 
 def rules(guest: Guest) -> int:
@@ -877,6 +878,13 @@ def test_a_stop_before_an_automatic_restart_leaves_nothing(guest: Guest, fail_mo
         guest.until(lambda: rules(guest) == 0, "the rules are gone")
         guest.until(lambda: not pins(guest), "the pins are gone")
         assert "killed" not in guest.sh("ls -A /run/nfq-guard")
+        # A start right after it waits for the removal, or forestalls it.
+        for pause in ("0", "0.1", "0.2", "0.3"):
+            guest.sh(f"systemctl start nfq-guard && kill -9 {MAIN}")
+            guest.until(lambda: guest.show("SubState") == "auto-restart", "systemd waits")
+            guest.sh(f"systemctl stop nfq-guard; sleep {pause}; systemctl start nfq-guard")
+            assert rules(guest) == RULES
+            guest.sh("systemctl stop nfq-guard")
     finally:
         guest.sh(
             "rm /run/systemd/system/nfq-guard.service.d/test.conf; systemctl daemon-reload; "
