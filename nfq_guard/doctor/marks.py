@@ -25,10 +25,11 @@ class _Fallback(NamedTuple):
 
 
 def marks(path: Iterable[Met], spec: RulesSpec, place: Place) -> Iterator[Check]:
-    """Whether a rule between our queue and our fallback changes the mark of unjudged packets.
+    """Whether a rule of others writes the mark bits of unjudged packets.
 
-    Our rules set these bits directly before the queue, and the verdict clears them, so a rule
-    before ours has no effect on them; nor has one behind the fallback.
+    Our rules set these bits directly before the queue, and the verdict clears them. A rule between
+    our queue and our fallback changes what is dropped; one before ours loses the bits that it set;
+    one behind the fallback has its way.
 
     Args:
         path: The rules that a packet meets in every hook, for both families.
@@ -39,9 +40,14 @@ def marks(path: Iterable[Met], spec: RulesSpec, place: Place) -> Iterator[Check]
     fallbacks = _fallbacks(spec, place)
     set_by: list[str] = []
     cleared_by: list[str] = []
+    lost: list[str] = []
     for met in path:
         write = met.finding.rule.mark
-        if write is None or met.order not in {Order.AFTER, Order.TIED}:
+        if write is None:
+            continue
+        if met.order in {Order.UNTRACKED, Order.BEFORE} and write.sets(unjudged):
+            lost.append(_text(met))
+        if met.order not in {Order.AFTER, Order.TIED}:
             continue
         if not _is_before(met, fallbacks):
             continue
@@ -64,10 +70,18 @@ def marks(path: Iterable[Met], spec: RulesSpec, place: Place) -> Iterator[Check]
             "kernel-drop then accepts packets that were never judged",
             f"restrict the mask of that rule to bits other than {unjudged:#x}",
         )
-    if not set_by and not cleared_by:
+    if lost:
+        yield warning(
+            "rules.mark",
+            f"{_first(lost)} may set the mark bit of unjudged packets ({unjudged:#x}) before ours: "
+            "with kernel-drop a packet that the policy allows goes on without this bit",
+            f"restrict the mask of that rule to bits other than {unjudged:#x}, or use fail mode "
+            "open or closed",
+        )
+    if not set_by and not cleared_by and not lost:
         yield ok(
             "rules.mark",
-            f"no rule after ours writes the mark bit of unjudged packets ({unjudged:#x})",
+            f"no other rule writes the mark bit of unjudged packets ({unjudged:#x})",
         )
 
 

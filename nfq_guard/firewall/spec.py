@@ -31,8 +31,8 @@ UNJUDGED_MARK: Final = 0x1000
 Our rules set it right before they queue the packet, and the verdict takes it away again: an
 accepted packet is routed and matched by the mark that others gave it.
 
-Not a bit that others are known to use: kube-proxy 0xc000, CNI portmap 0x2000, Calico 0xffff0000,
-Tailscale 0xff0000, Cilium 0x0f00, Istio 0x539, AWS CNI 0x80.
+kube-proxy (0xc000), CNI portmap (0x2000), Calico (0xffff0000), Tailscale (0xff0000), Istio (0x539)
+and the AWS CNI (0x80) use other bits. mwan3 has 0x3f00; the doctor's check `rules.mark` finds it.
 """
 
 MAX_RATE_PPS: Final = 1_000_000

@@ -123,6 +123,27 @@ def test_rules_that_write_the_mark_of_unjudged_packets() -> None:
         assert good.status is Status.OK, harmless
 
 
+@pytest.mark.parametrize(
+    ("rule", "status"),
+    [
+        ("mangle PREROUTING -d 192.0.2.0/24 -j MARK --set-xmark 0x3f00/0x3f00", Status.WARNING),
+        ("mangle OUTPUT -j MARK --set-mark 0x1e00", Status.WARNING),
+        ("raw PREROUTING -j MARK --or-mark 0x1000", Status.WARNING),
+        ("mangle PREROUTING -j MARK --set-xmark 0x100/0x3f00", Status.OK),
+        ("mangle PREROUTING -m conntrack --ctstate NEW -j MARK --set-mark 0x1000", Status.OK),
+        ("nat PREROUTING -j MARK --set-mark 0x1000", Status.OK),
+    ],
+)
+def test_a_bit_that_is_set_before_ours_is_lost(rule: str, status: Status) -> None:
+    table, chain, text = rule.split(" ", 2)
+    listed = f"*{table}\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n-A {chain} {text}\n"
+    (check,) = marks.marks(walk(listed), KERNEL_DROP, Backend.LEGACY)
+    assert (check.status, "goes on without this bit" in check.what) == (
+        status,
+        status is Status.WARNING,
+    )
+
+
 def test_a_value_that_may_set_or_clear_the_bit() -> None:
     text = "*mangle\n:PREROUTING ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n-A FORWARD -j MARK "
     for write in ("--xor-mark 0x1000", "--set-xmark 0x0/0xffffffff"):
