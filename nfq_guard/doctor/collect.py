@@ -105,9 +105,28 @@ def reverse_path_filters() -> dict[str, str]:
 
 
 def bridge_hands_over() -> bool:
-    """Whether packets of either family that this namespace bridges traverse iptables and nft."""
+    """Whether packets of either family that this namespace bridges traverse iptables and nft.
+
+    By the sysctl of all bridges, or by the option of a single one.
+    """
     keys = ("bridge/bridge-nf-call-iptables", "bridge/bridge-nf-call-ip6tables")
-    return any(number(SYSCTLS / key) == 1 for key in keys)
+    of_all = [number(SYSCTLS / key) for key in keys]
+    if of_all == [None, None]:  # without br_netfilter the option has no effect
+        return False
+    return 1 in of_all or _a_bridge_hands_over()
+
+
+def _a_bridge_hands_over() -> bool:
+    listed = output("ip", "-json", "-details", "link", "show", "type", "bridge")
+    try:
+        options = [link["linkinfo"]["info_data"] for link in json.loads(listed or "[]") if link]
+        return any(
+            each.get(f"nf_call_{name}") == 1
+            for each in options
+            for name in ("iptables", "ip6tables")
+        )
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return False
 
 
 def tracked_flows() -> int:

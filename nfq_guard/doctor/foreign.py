@@ -70,8 +70,7 @@ def bridged(tables: Iterable[Table], *, handed_over: bool) -> Iterator[Check]:
         if handed_over:
             yield warning(
                 name,
-                f"{what}, after the guard has seen them (bridge-nf-call-iptables=1), whatever the "
-                "policy allows",
+                f"{what}, after the guard has seen them (br_netfilter), whatever the policy allows",
                 todo,
             )
         else:
