@@ -134,6 +134,16 @@ def tracked_flows() -> int:
     return number(SYSCTLS / "netfilter" / "nf_conntrack_count") or 0
 
 
+def vrf_names() -> list[str]:
+    """The VRFs of this namespace."""
+    listed = output("ip", "-json", "link", "show", "type", "vrf")
+    try:
+        # ip lists a link of another type as an empty object.
+        return [link["ifname"] for link in json.loads(listed or "[]") if link]
+    except (ValueError, LookupError, TypeError):
+        return []
+
+
 def forwards() -> bool:
     """Whether this namespace forwards packets of either family."""
     return bool(forwarded())

@@ -158,6 +158,7 @@ def _rules(firewall: Firewall, rules: HostRules, *, by_others: bool) -> Iterator
         yield from marks.marks(rules.path(), firewall.spec, place)
     if native is not None:
         yield from nft_rules.flowtables(native.flowtables)
+    yield from interfaces.vrfs(collect.vrf_names())
     problems += (problem for problem in early.problems if problem not in problems)
 
 

@@ -146,6 +146,22 @@ def _receives(interrupt: str, irqs: frozenset[str]) -> bool:
     return ours and _NOT_RECEIVING.search(device) is None
 
 
+def vrfs(names: Sequence[str]) -> Iterator[Check]:
+    """VRFs, through which a packet enters PREROUTING a second time (kernel.md 5).
+
+    Args:
+        names: Their names.
+    """
+    if names:
+        yield note(
+            "tracking.vrf",
+            f"a packet that a port of a VRF ({', '.join(names)}) receives passes PREROUTING twice, "
+            "with the port as its interface and with the VRF: conntrack, the rules and the guard "
+            "count an INVALID one twice unless it is dropped the first time",
+            "to count each packet once, leave out those whose interface (`in`) is a VRF",
+        )
+
+
 def parse_softnet(text: str) -> list[tuple[int, int, int]]:
     """Parse /proc/net/softnet_stat: processed, dropped and time_squeeze, one row a CPU."""
     rows = [[int(word, 16) for word in line.split()[:3]] for line in text.splitlines()]

@@ -298,6 +298,13 @@ def test_offloads() -> None:
     assert interfaces.offloads("eth0", features, forwarding=True).status is Status.WARNING
 
 
+def test_vrfs() -> None:
+    (check,) = interfaces.vrfs(["red", "blue"])
+    assert (check.id, check.status) == ("tracking.vrf", Status.NOTE)
+    assert "a VRF (red, blue)" in check.what
+    assert list(interfaces.vrfs([])) == []
+
+
 INTERRUPTS = """\
            CPU0       CPU1
  24:          1          0  IO-APIC   5-edge      ACPI:Ged

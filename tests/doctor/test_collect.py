@@ -26,3 +26,22 @@ def test_an_nft_that_fails(
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     with pytest.raises(UnavailableError, match=f"^nft -j list ruleset: {said}"):
         collect.listed_by_nft("ruleset")
+
+
+@pytest.mark.parametrize(
+    ("listed", "names"),
+    [
+        ('[{},{"ifindex":2,"ifname":"red","flags":["MASTER"]},{}]', ["red"]),
+        ("[{},{}]", []),
+        ("", []),
+    ],
+)
+def test_vrfs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: str, names: list[str]
+) -> None:
+    """`ip` lists a link of another type as an empty object."""
+    ip = tmp_path / "ip"
+    ip.write_text(f"#!/bin/sh\necho '{listed}'\n", encoding="ascii")
+    ip.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert collect.vrf_names() == names

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Tests for a kernel with netem and flowtables; run by name in the machine.
+"""Tests for a kernel with netem, flowtables and VRFs; run by name in the machine.
 
 Translated connections under an enforcing guard: over a link that delays, reorders and doubles
-packets, and through a flowtable, which bypasses conntrack and is then torn down.
+packets, and through a flowtable, which bypasses conntrack and is then torn down. A packet that a
+port of a VRF receives.
 """
 
 import os
@@ -12,15 +13,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from scapy.layers.inet import IP, TCP
+from scapy.layers.inet6 import IPv6
 
+from nfq_guard.doctor import collect
 from nfq_guard.flow import IPS_OFFLOAD, Direction, FlowSnapshot, FlowTuple, Peer
 from nfq_guard.flows.ctnetlink import CtnetlinkFlows
 from nfq_guard.flows.liberal import LiberalFlag
+from nfq_guard.lab.netns import Namespace, veth
+from nfq_guard.lab.strays import send
 from nfq_guard.seqno import Seq
 from tests.flows.conftest import PORTS, Connection, Connector, Routed, connect, routed
 from tests.support.late_healer import LIMITS, LateHealer, judged
 from tests.support.lookups import answered
-from tests.support.queue import GuardProcess
+from tests.support.queue import GuardProcess, wait_for
 
 __all__ = ["connect", "routed"]
 
@@ -138,6 +144,37 @@ def test_an_offloaded_flow_is_left_alone(
     finally:
         late.close()
         flag.close()
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_vrf_has_a_packet_pass_twice(family: int) -> None:
+    """With each of the two interfaces it is INVALID, as `doctor` says."""
+    kind, program, left, right = {
+        4: (IP, "iptables", "10.9.0.1", "10.9.0.2"),
+        6: (IPv6, "ip6tables", "fd09::1", "fd09::2"),
+    }[family]
+    with Namespace("peer") as peer, Namespace("router") as router:
+        router.ip("link", "add", "red", "type", "vrf", "table", "10")
+        router.ip("link", "set", "red", "up")
+        size, no_wait = {4: (24, ()), 6: (64, ("nodad",))}[family]
+        veth(peer, "eth0", router, "port")
+        router.ip("link", "set", "port", "master", "red")  # removes addresses of IPv6
+        for end, device, address in ((peer, "eth0", left), (router, "port", right)):
+            end.ip("addr", "add", f"{address}/{size}", "dev", device, *no_wait)
+        for device in ("port", "red"):
+            router.run(
+                *(program, "-t", "mangle", "-A", "PREROUTING", "-i", device, "-p", "tcp"),
+                *("-m", "conntrack", "--ctstate", "INVALID", "-j", "ACCEPT"),
+            )
+        send(peer, bytes(kind(src=left, dst=right) / TCP(sport=5, dport=9, flags="SA")))
+
+        def counts() -> list[str]:
+            saved = router.run(f"{program}-save", "-c", "-t", "mangle").stdout
+            return [line.partition(":")[0] for line in saved.splitlines() if " -i " in line]
+
+        wait_for(lambda: counts() == ["[1", "[1"])
+        with router.entered():
+            assert collect.vrf_names() == ["red"]
 
 
 def _all_cpus() -> int:
