@@ -5,6 +5,7 @@ Events have every field that a rule can match. The bytes of the packet are not r
 """
 
 from collections.abc import Iterator
+from typing import Final
 
 from nfq_guard.conntrack.bounds import BoundCheck, rst_check, window_checks
 from nfq_guard.finding import Breach, Finding, Reason
@@ -25,7 +26,7 @@ from nfq_guard.names import (
     tcp_flag_bits,
     tcp_state_number,
 )
-from nfq_guard.seqno import seq
+from nfq_guard.seqno import Seq, add, seq
 from nfq_guard.telemetry.events import PacketJudged
 from nfq_guard.telemetry.reader import ReadEvent
 from nfq_guard.whatif.recorded import Judged, Recorded
@@ -39,14 +40,16 @@ from nfq_guard.wire.packet import (
     Segment,
 )
 
+_UPPER: Final = frozenset({Reason.SEQ_OVER, Reason.ACK_OVER})
+_OF_ACK: Final = frozenset({Reason.ACK_OVER, Reason.ACK_UNDER})
+
 
 def recorded(read: ReadEvent) -> Iterator[Recorded]:
     """The input of a policy for the packets of an event, once for each distance."""
     event = read.event
     breach = event.breach
-    packet = _packet(event)
     queued = Queued(b"", hook_number(event.hook), event.indev, event.outdev, event.mark, 0)
-    snapshot = _snapshot(event, packet.proto)
+    snapshot = _snapshot(event, protocol_number(event.proto))
     # Early daemons folded all packets of one rule, which may differ.
     alike = event.count == 1 or event.first is not None
     distance = 0 if breach is None else breach.distance
@@ -60,7 +63,7 @@ def recorded(read: ReadEvent) -> Iterator[Recorded]:
             time_s=read.when.timestamp(),
             count=count,
             alike=count if alike else 1,
-            packet=packet,
+            packet=_packet(event, each - distance),
             judged=Judged(queued=queued, snapshot=snapshot, finding=Finding(event.reason, proof)),
             passed=event.verdict == "accept",
         )
@@ -80,7 +83,14 @@ def bounds_of(event: PacketJudged) -> list[BoundCheck]:
     return window_checks(segment, snapshot, seq(window.acknowledged))
 
 
-def _packet(event: PacketJudged) -> Packet | Malformed:
+def _packet(event: PacketJudged, further: int = 0) -> Packet | Malformed:
+    """The first packet of an event, or another one of its packets.
+
+    Args:
+        event: The event.
+        further: Bytes by which its distance from the bound is greater. Packets with different
+            distances are different segments, which rates may count apart.
+    """
     src = b"" if event.src is None else address_bytes(event.src)
     dst = b"" if event.dst is None else address_bytes(event.dst)
     proto = protocol_number(event.proto)
@@ -94,8 +104,7 @@ def _packet(event: PacketJudged) -> Packet | Malformed:
             l4 = Segment(
                 event.sport,
                 event.dport,
-                seq(event.seq or 0),
-                seq(event.ack or 0),
+                *_numbers(event, further),
                 flags,
                 0,
                 event.payload or 0,
@@ -107,6 +116,18 @@ def _packet(event: PacketJudged) -> Packet | Malformed:
         else:
             l4 = Datagram(event.sport, event.dport, UDP_HEADER + (event.payload or 0), 0)
     return Packet(event.family, src, dst, proto, 0, 0, 0, 0, False, l4)  # noqa: FBT003 - more_fragments
+
+
+def _numbers(event: PacketJudged, further: int) -> tuple[Seq, Seq]:
+    """`seq` and `ack` of a packet; that of the broken bound is by `further` bytes farther off."""
+    number, acknowledged = seq(event.seq or 0), seq(event.ack or 0)
+    if event.breach is None or not further:
+        return number, acknowledged
+    bound = event.breach.bound
+    change = further if bound in _UPPER else -further
+    if bound in _OF_ACK:
+        return number, add(acknowledged, change)
+    return add(number, change), acknowledged
 
 
 def _snapshot(event: PacketJudged, proto: int) -> FlowSnapshot | None:

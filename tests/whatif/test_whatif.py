@@ -371,3 +371,32 @@ def test_without_a_policy_it_takes_the_configured_one(
             file.write_text(text, encoding="utf-8")
         assert main(["whatif", str(events)]) == 0
         assert f"policy A: {source}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("bound", ["seq-over", "ack-over", "seq-under", "ack-under", "rst-outside"])
+@pytest.mark.parametrize(("distances", "copies"), [([[9, 3]], 2), ([[9, 1], [20, 2]], 1)])
+def test_segments_of_an_event_are_told_apart_by_their_distance(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    bound: str,
+    distances: list[list[int]],
+    copies: int,
+) -> None:
+    """A rate by segment counts copies, as the daemon's did: others are no copies of the first."""
+    one = {
+        **TRANSLATED,
+        "reason": bound,
+        "breach": {"bound": bound, "actual": 109, "limit": 100, "distance": 9},
+        "first": "2026-01-02T03:04:01.000000Z",
+        "count": 3,
+        "distances": distances,
+    }
+    path, policy = tmp_path / "events.jsonl", tmp_path / "policy.toml"
+    path.write_bytes(_event(3, **one))
+    policy.write_text(
+        '[policy]\ndefault = "drop"\ni_know = "drops everything"\n'
+        '[[policy.rule]]\nname = "copies"\naction = "log"\n'
+        'nat = ["dnat"]\nrate = { over = 1, in_s = 60, by = "segment" }\n'
+    )
+    (found,) = _json(capsys, str(path), "--policy", str(policy))["policies"]
+    assert found["by_action"] == {"drop": 3 - copies, "log": copies}
