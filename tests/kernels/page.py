@@ -28,7 +28,7 @@ two CPUs in one thread), with Debian 12 and its systemd, and runs on each of the
   recorded traces of conntrack;
 - **log**: the kernel's log as evidence (`tests/service/test_kernel_log_kernel.py`);
 - **links**: translated connections over a link on which netem delays, reorders and doubles packets,
-  also with RPS, and through a flowtable that is torn down
+  also with RPS, and through a flowtable that is torn down; a packet that a port of a VRF receives
   (`tests/kernels/netem_and_flowtables.py`);
 - **transfers**: 1,000 healthy transfers, in each mode of the guard and without it, over a link that
   netem makes bad (`tests/kernels/netem_transfers.py`);
