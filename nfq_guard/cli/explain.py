@@ -2,6 +2,7 @@
 """`nfq-guard explain`: explains conntrack's verdict on one packet of a capture."""
 
 import argparse
+import stat
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -35,8 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the explanation."""
-    path = Path(args.capture)
-    if path.exists() and not path.is_file():
+    if _is_read_once(Path(args.capture)):
         raise UsageError(f"CAPTURE: {args.capture} cannot be read twice; save it to a file")
     explanation = explain(
         args.capture, args.frame, replaying.settings_of(args), replaying.policy_of(args)
@@ -48,3 +48,12 @@ def run(args: argparse.Namespace) -> int:
         text = explanation_text(explanation, colour=wants_colour(), columns=columns())
         sys.stdout.write(fitted(text))
     return EXIT_OK
+
+
+def _is_read_once(path: Path) -> bool:
+    """Whether this is a pipe, a device or the like; other problems show when it is opened."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)

@@ -33,6 +33,14 @@ def output_file(text: str) -> Path:
     return Path(text)
 
 
+def is_same_file(output: Path, source: str | Path) -> bool:
+    """Whether an output would replace this input; False for files that cannot be reached."""
+    try:
+        return output.samefile(source)
+    except OSError:
+        return False
+
+
 def add_format(parser: argparse.ArgumentParser) -> None:
     """Declare `--format text|json`."""
     parser.add_argument(

@@ -16,7 +16,7 @@ from nfq_guard.capture.source import STDIN
 from nfq_guard.capture.writer import PcapngWriter
 from nfq_guard.cli import replay_run as replaying
 from nfq_guard.cli.kernel_choice import warn
-from nfq_guard.cli.options import add_format, output_file
+from nfq_guard.cli.options import add_format, is_same_file, output_file
 from nfq_guard.cli.progress import Progress
 from nfq_guard.cli.replay_text import Table, capture_notes, comment, summary_lines
 from nfq_guard.cli.terminal import columns, fitted, json_text, printable, wants_colour, write_json
@@ -217,9 +217,7 @@ def _shows(args: argparse.Namespace, files: Sequence[str]) -> list[_Show]:
 def _writer(name: str, captures: Sequence[Capture], stack: ExitStack) -> _Show:
     path = Path(name)
     try:
-        if path.exists() and any(
-            Path(capture.name).exists() and path.samefile(capture.name) for capture in captures
-        ):
+        if any(is_same_file(path, capture.name) for capture in captures):
             raise UsageError(f"--write: {name} is an input file")
         # `outfile.output` would take an error of standard output for one of this file.
         output = replacing(path)

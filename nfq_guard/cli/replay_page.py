@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import final
 
 from nfq_guard.capture.reader import Capture
+from nfq_guard.cli.options import is_same_file
 from nfq_guard.cli.report import PRESETS
 from nfq_guard.errors import UsageError
 from nfq_guard.names import counted
@@ -23,6 +24,18 @@ from nfq_guard.whatif.result import result
 from nfq_guard.whatif.trial import Trial
 
 
+def _problem(path: Path) -> int:
+    """The error number with which a new file at `path` would fail; 0 for none."""
+    try:
+        if path.is_dir():
+            return errno.EISDIR
+        if not path.parent.is_dir():
+            return errno.ENOENT
+    except OSError as error:  # a name that is too long, or a directory that may not be entered
+        return error.errno or errno.EIO
+    return 0 if os.access(path.parent, os.W_OK) else errno.EACCES
+
+
 @final
 class ReplayPage:
     """Collects the contents of the page."""
@@ -35,15 +48,10 @@ class ReplayPage:
             UnavailableError: The package jinja2 is not installed.
         """
         jinja()
-        for capture in captures:
-            source = Path(capture.name)
-            if path.exists() and source.exists() and path.samefile(source):
-                raise UsageError(f"--report: {path} is an input file")
+        if any(is_same_file(path, capture.name) for capture in captures):
+            raise UsageError(f"--report: {path} is an input file")
         # Otherwise it would be found out after a replay of hours.
-        if not path.parent.is_dir() or path.is_dir():
-            problem = errno.EISDIR if path.is_dir() else errno.ENOENT
-        else:
-            problem = 0 if os.access(path.parent, os.W_OK) else errno.EACCES
+        problem = _problem(path)
         if problem:
             raise UsageError(f"--report: {path}: cannot be written: {os.strerror(problem)}")
         self._path = path

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, Final
 
 import msgspec
 
-from nfq_guard.cli.options import output_file
+from nfq_guard.cli.options import is_same_file, output_file
 from nfq_guard.cli.recording import is_capture, missing_end, opened
 from nfq_guard.cli.terminal import printable
 from nfq_guard.doctor.check import Check
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     jinja()
     if len(args.policy) > _POLICIES_MAX:
         raise UsageError(f"--policy: expected at most {_POLICIES_MAX}, found {len(args.policy)}")
-    if args.events != "-" and _is_same(args.output, Path(args.events)):
+    if args.events != "-" and is_same_file(args.output, args.events):
         raise UsageError(f"{args.output}: is the input file")
     name = "standard input" if args.events == "-" else Path(args.events).name
     trial = Trial([load_compiled(reference) for reference in args.policy or PRESETS])
@@ -121,10 +121,3 @@ def _findings(name: str) -> Iterator[dict[str, Any]]:
         raise UsageError(f"{name}: cannot be read: {error.strerror}") from None
     except msgspec.MsgspecError:
         raise UsageError(f"{name}: expected the output of doctor --format json") from None
-
-
-def _is_same(output: Path, events: Path) -> bool:
-    try:
-        return output.samefile(events)
-    except OSError:
-        return False  # one of them does not exist

@@ -402,6 +402,46 @@ def test_file_names_that_are_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["report", str(events), "-o", out]) == 0
 
 
+@pytest.mark.parametrize("words", [["explain", "{}", "1"], ["replay", "{}"], ["whatif", "{}"]])
+def test_a_recording_that_cannot_be_reached(words: list[str], tmp_path: Path) -> None:
+    unreachable(words, tmp_path)
+
+
+@pytest.mark.parametrize("option", ["--report", "--write"])
+def test_an_output_that_cannot_be_reached(option: str, tmp_path: Path) -> None:
+    talk = Conversation()
+    talk.open()
+    unreachable(["replay", talk.save(tmp_path / "capture"), option, "{}"], tmp_path)
+
+
+def unreachable(words: list[str], tmp_path: Path) -> None:
+    """Run a command with names that even stat(2) refuses; each is one line and exit status 2."""
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    drop: list[str] = []
+    if os.geteuid() == 0:
+        os.chown(closed, 65534, 65534)
+        drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+    closed.chmod(0o700 if drop else 0)
+    for name, why in ((closed / "x", "Permission denied"), ("x" * 300, "File name too long")):
+        done = subprocess.run(
+            [*drop, *COMMAND, *(word.format(name) for word in words)],
+            check=False,
+            capture_output=True,
+            env=ENVIRONMENT,
+            cwd=tmp_path,
+            text=True,
+        )
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert done.stderr.endswith(f"{why}\n")
+    closed.chmod(0o700)
+
+
+def test_a_directory_is_no_capture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["explain", str(tmp_path), "1"]) == 2
+    assert "Is a directory" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("words", [["--help"], ["rules", "--help"], ["-V"]])
 def test_help_that_cannot_be_written_is_an_error(words: list[str], unbuffered: str) -> None:
