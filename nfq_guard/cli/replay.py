@@ -16,7 +16,7 @@ from nfq_guard.capture.source import STDIN
 from nfq_guard.capture.writer import PcapngWriter
 from nfq_guard.cli import replay_run as replaying
 from nfq_guard.cli.kernel_choice import warn
-from nfq_guard.cli.options import add_format, is_same_file, output_file
+from nfq_guard.cli.options import add_format, is_same_file, keep_inputs, output_file
 from nfq_guard.cli.progress import Progress
 from nfq_guard.cli.replay_text import Table, capture_notes, comment, summary_lines
 from nfq_guard.cli.terminal import columns, fitted, json_text, printable, wants_colour, write_json
@@ -175,6 +175,9 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("CAPTURE: standard input can be read only once")
     if args.write is not None and args.write == args.report:
         raise UsageError(f"--report: {args.report} is the file of --write")
+    for output in (args.write, args.report):
+        if output is not None:
+            keep_inputs(output, policy=[args.policy] if args.policy else [])
 
 
 def _page(

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, Final
 
 import msgspec
 
-from nfq_guard.cli.options import is_same_file, output_file
+from nfq_guard.cli.options import is_same_file, keep_inputs, output_file
 from nfq_guard.cli.recording import is_capture, missing_end, opened
 from nfq_guard.cli.terminal import printable
 from nfq_guard.doctor.check import Check
@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--policy: expected at most {_POLICIES_MAX}, found {len(args.policy)}")
     if args.events != "-" and is_same_file(args.output, args.events):
         raise UsageError(f"{args.output}: is the input file")
+    keep_inputs(args.output, policy=args.policy, doctor=[args.doctor] if args.doctor else [])
     name = "standard input" if args.events == "-" else Path(args.events).name
     trial = Trial([load_compiled(reference) for reference in args.policy or PRESETS])
     findings = [] if args.doctor is None else list(_findings(args.doctor))

@@ -437,6 +437,48 @@ def unreachable(words: list[str], tmp_path: Path) -> None:
     closed.chmod(0o700)
 
 
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["replay", "capture", "--policy", "input", "--write", "input"], "policy"),
+        (["replay", "capture", "--policy", "input", "--report", "link"], "policy"),
+        (["report", "events", "--policy", "input", "-o", "input"], "policy"),
+        (
+            ["report", "events", "--policy", "preset:strict", "--policy", "input", "-o", "./input"],
+            "policy",
+        ),
+        (["report", "events", "--doctor", "input", "-o", "link"], "doctor"),
+    ],
+)
+def test_no_output_replaces_the_file_of_another_option(
+    words: list[str],
+    option: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Conversation().save(tmp_path / "capture")
+    Path("events").write_bytes(b"")
+    content = '[policy]\ndefault = "allow"\n'
+    if option == "doctor":
+        content = '{"id": "kernel", "status": "ok", "what": "x", "todo": ""}\n'
+    Path("input").write_text(content, encoding="utf-8")
+    Path("link").symlink_to("input")
+    assert main(words) == 2
+    assert f"is the file of --{option}\n" in capsys.readouterr().err
+    assert Path("input").read_text(encoding="utf-8") == content
+
+
+def test_an_output_may_have_the_name_of_a_preset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("events").write_bytes(b"")
+    Path("preset:strict").write_bytes(b"")
+    assert main(["report", "events", "--policy", "preset:strict", "-o", "preset:strict"]) == 0
+
+
 def test_a_directory_is_no_capture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["explain", str(tmp_path), "1"]) == 2
     assert "Is a directory" in capsys.readouterr().err
