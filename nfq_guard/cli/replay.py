@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     settings = replaying.settings_of(args, every=args.all, decapsulate=args.decapsulate)
     selection = Selection(
         reasons=frozenset(Reason(word) for word in args.only),
-        flow=parse_flow(args.flow) if args.flow else None,
+        flow=None if args.flow is None else parse_flow(args.flow),
     )
     replayer = Replayer(settings, replaying.policy_of(args))
     if args.flows:
@@ -169,7 +169,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Raise if the arguments contradict each other."""
-    if args.flows and (args.all or args.only or args.flow or args.write):
+    if args.flows and (args.all or args.only or args.flow is not None or args.write):
         raise UsageError("--flows lists whole flows: not with --all, --only, --flow or --write")
     if args.captures.count(STDIN) > 1:
         raise UsageError("CAPTURE: standard input can be read only once")

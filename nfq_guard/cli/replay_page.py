@@ -56,7 +56,9 @@ class ReplayPage:
             raise UsageError(f"--report: {path}: cannot be written: {os.strerror(problem)}")
         self._path = path
         self._summary = Summary()
-        self._trial = Trial([load_compiled(one) for one in ([policy] if policy else PRESETS)])
+        self._trial = Trial(
+            [load_compiled(one) for one in (PRESETS if policy is None else [policy])]
+        )
 
     def take(self, outcomes: Sequence[Outcome]) -> None:
         """Add the INVALID packets among outcomes."""

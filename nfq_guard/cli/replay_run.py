@@ -215,7 +215,7 @@ def policy_of(args: argparse.Namespace) -> CompiledPolicy:
     Raises:
         ConfigError: It cannot be used.
     """
-    if not args.policy:
+    if args.policy is None:
         return default_policy()
     from nfq_guard.policyfile import load_compiled  # noqa: PLC0415 - 8 ms, for a policy alone
 

@@ -358,6 +358,10 @@ def test_an_output_has_a_name(capsys: pytest.CaptureFixture[str], words: list[st
         (["rules", "show", "--after", "success"], "--after is for remove"),
         (["replay", "x", "--write", "y", "--report", "y"], "--report: y is the file of --write"),
         (["check", "--kernel", ""], "--kernel: expected a version"),
+        (["replay", "x", "--flow", ""], "--flow: expected "),
+        (["replay", "x", "--flows", "--flow", ""], "--flows lists whole flows"),
+        (["replay", "x", "--policy", ""], "expected a readable file"),
+        (["explain", "x", "1", "--policy", ""], "expected a readable file"),
     ],
 )
 def test_arguments_that_do_not_fit(
