@@ -72,10 +72,8 @@ class InterfaceFilter:
 
     def _takes(self, source: int, interface: int, index: int) -> bool:
         number = interface if index < 0 else index
-        return (
-            number == self._number
-            or self._captures[source].interface_name(interface) == self._wanted
-        )
+        name = self._captures[source].interface_name(interface)
+        return number == self._number or (name == self._wanted and bool(name))
 
 
 def _index_of(frame: Frame) -> int:

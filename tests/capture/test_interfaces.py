@@ -109,6 +109,13 @@ def test_each_file_has_its_own(keep: Keep) -> None:
     assert keep("0", TWO, plain)[0] == [1, 1]
 
 
+def test_an_interface_without_a_name_is_not_taken_by_an_empty_one(keep: Keep) -> None:
+    unnamed = b"".join(
+        (captures.section(), captures.interface(name=b""), captures.enhanced(bytes(60), 1))
+    )
+    assert keep("", unnamed) == ([], "0")
+
+
 def test_what_is_remembered_is_bounded(keep: Keep) -> None:
     count = _MOST_KNOWN + 10
     octets = captures.pcap(
