@@ -2,12 +2,14 @@
 """Arguments that `replay`, `explain` and `whatif` share."""
 
 import argparse
+import re
 from collections.abc import Sequence
 from typing import Final
 
 from nfq_guard.capture.frame import CaptureError, frame_name
 from nfq_guard.capture.links import LINKS, NAMES, name_of
 from nfq_guard.cli.kernel_choice import HELP, kernel_of, warn
+from nfq_guard.cli.options import whole_number
 from nfq_guard.conntrack.kernel_rules import KERNEL_6_1
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
 from nfq_guard.conntrack.table import DEFAULT_CAPACITY
@@ -40,6 +42,7 @@ _SCTP_STATES: Final = {
     for state in SctpState
     if state not in {SctpState.NONE, SctpState.HEARTBEAT_ACKED}
 }
+_SECONDS: Final = re.compile(r"[0-9]{1,9}")
 _TCP_STATES: Final = tuple(state.name for state in TcpState if state is not TcpState.NONE)
 
 
@@ -85,14 +88,14 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--assume-wscale",
         metavar="N",
-        type=int,
+        type=whole_number(0, MAX_WINDOW_SCALE),
         default=DEFAULT_WSCALE,
         help="window scale of flows that began before the capture, 0 to 14 (default: %(default)s)",
     )
     parser.add_argument(
         "--flow-table",
         metavar="N",
-        type=int,
+        type=whole_number(1),
         default=DEFAULT_CAPACITY,
         help="maximum number of flows followed at once, each about 2 kB of memory (default: "
         "%(default)s)",
@@ -108,7 +111,7 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
     sysctls.add_argument(
         "--max-retrans",
         metavar="N",
-        type=int,
+        type=whole_number(0),
         default=DEFAULT_SYSCTLS.max_retrans,
         help="tcp_max_retrans (default: %(default)s)",
     )
@@ -141,15 +144,6 @@ def settings_of(
     Raises:
         UsageError: A value is not valid.
     """
-    if args.flow_table < 1:
-        raise UsageError(f"--flow-table: expected a number from 1, found {args.flow_table}")
-    if args.max_retrans < 0:
-        raise UsageError(f"--max-retrans: expected a number from 0, found {args.max_retrans}")
-    if not 0 <= args.assume_wscale <= MAX_WINDOW_SCALE:
-        raise UsageError(
-            f"--assume-wscale: expected a number from 0 to {MAX_WINDOW_SCALE}, "
-            f"found {args.assume_wscale}"
-        )
     guess = kernel_of(args.kernel)
     return ReplaySettings(
         kernel=guess.rules,
@@ -204,8 +198,8 @@ def _timeout(text: str) -> tuple[str, int]:
         raise UsageError(
             f"--timeout: expected STATE=S with one of {', '.join(known)}, found {text!r}"
         )
-    if not seconds.strip().isascii() or not seconds.strip().isdigit():
-        raise UsageError(f"--timeout: expected whole seconds for {name}, found {seconds!r}")
+    if _SECONDS.fullmatch(seconds.strip()) is None:
+        raise UsageError(f"--timeout: expected whole seconds for {name}, found {seconds[:60]!r}")
     return name, int(seconds)
 
 

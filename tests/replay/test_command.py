@@ -318,8 +318,7 @@ def test_unknown_link(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["--flow", "nonsense", "x"], "--flow: expected"),
         (["--timeout", "ESTABLISHED", "x"], "--timeout: expected whole seconds for ESTABLISHED"),
         (["--timeout", "NONE=5", "x"], "--timeout: expected STATE=S with one of SYN_SENT"),
-        (["--flow-table", "0", "x"], "--flow-table: expected a number from 1, found 0"),
-        (["--max-retrans", "-1", "x"], "--max-retrans: expected a number from 0, found -1"),
+        (["--timeout", f"CLOSE={'9' * 5000}", "x"], "--timeout: expected whole seconds for CLOSE"),
         (["/dev/null"], "/dev/null: the file is empty"),
         (["/nowhere"], "/nowhere: No such file or directory"),
     ],
@@ -330,6 +329,24 @@ def test_wrong_usage(capsys: pytest.CaptureFixture[str], words: list[str], messa
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("--flow-table", "0", "from 1"),
+        ("--flow-table", "1_0", "from 1"),
+        ("--max-retrans", "-1", "from 0"),
+        ("--assume-wscale", "15", "from 0 to 14"),
+    ],
+)
+def test_wrong_numbers(
+    capsys: pytest.CaptureFixture[str], option: str, value: str, expected: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["replay", option, value, "x"])
+    said = f"argument {option}: expected a whole number {expected}, found {value!r} "
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--write", "--report"])
