@@ -6,6 +6,8 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -33,6 +35,23 @@ EVIDENCE: Final = (
 # Rules of iptables-nft that queue packets: for both hooks and both families.
 RULES: Final = 4
 MAIN: Final = "$(systemctl show --value -p MainPID nfq-guard)"
+
+
+@contextmanager
+def overridden(guest: Guest, text: str) -> Iterator[None]:
+    """The service with this text in a drop-in of its unit, restarted; in the end none is left."""
+    drop_in = "/run/systemd/system/nfq-guard.service.d/test.conf"
+    again = "systemctl daemon-reload; systemctl reset-failed nfq-guard"
+    guest.sh(
+        f"mkdir -p $(dirname {drop_in}); printf '{text}\n' >{drop_in}; "
+        f"{again}; systemctl restart nfq-guard"
+    )
+    try:
+        yield
+    finally:
+        guest.sh(
+            f"rm {drop_in}; {again}; systemctl stop nfq-guard; nfq-guard prepare --remove --rules"
+        )
 
 
 def rules(guest: Guest) -> int:
@@ -594,13 +613,8 @@ def test_what_a_killed_daemon_left_is_taken_only_where_it_is_right(guest: Guest)
 
 def test_what_a_killed_daemon_left_is_not_taken_once_systemd_gave_up(guest: Guest) -> None:
     """It has closed the sockets through which the daemon reads the tables of iptables-legacy."""
-    drop_in = "/run/systemd/system/nfq-guard.service.d/test.conf"
     guest.configure('mode = "enforce"\nfail_mode = "closed"')
-    guest.sh(
-        f"mkdir -p $(dirname {drop_in}); printf '[Service]\nRestart=no\n' >{drop_in}; "
-        "systemctl daemon-reload; systemctl restart nfq-guard"
-    )
-    try:
+    with overridden(guest, r"[Service]\nRestart=no"):
         kept = guest.show("NFileDescriptorStore")
         guest.sh(f"kill -9 {guest.show('MainPID')}")
         guest.until(lambda: guest.show("ActiveState") == "failed", "the unit failed")
@@ -608,8 +622,6 @@ def test_what_a_killed_daemon_left_is_not_taken_once_systemd_gave_up(guest: Gues
         guest.sh("systemctl reset-failed nfq-guard; systemctl start nfq-guard")
         guest.until(lambda: guest.show("NFileDescriptorStore") == kept, "all sockets again")
         assert rules(guest) == RULES
-    finally:
-        guest.sh(f"rm {drop_in}; systemctl daemon-reload")
 
 
 def test_a_flushed_ruleset_is_put_back(guest: Guest) -> None:
@@ -865,12 +877,7 @@ def test_a_stop_leaves_nothing_of_a_daemon_that_is_killed_meanwhile(
 def test_a_stop_before_an_automatic_restart_leaves_nothing(guest: Guest, fail_mode: str) -> None:
     """The unit's own steps do not run for such a stop."""
     guest.configure(f'mode = "enforce"\nfail_mode = "{fail_mode}"')
-    guest.sh(
-        "mkdir -p /run/systemd/system/nfq-guard.service.d; "
-        "printf '[Service]\nRestartSec=30\n' >/run/systemd/system/nfq-guard.service.d/test.conf; "
-        "systemctl daemon-reload; systemctl restart nfq-guard"
-    )
-    try:
+    with overridden(guest, r"[Service]\nRestartSec=30"):
         guest.sh(f"kill -9 {guest.show('MainPID')}")
         guest.until(lambda: guest.show("SubState") == "auto-restart", "systemd waits")
         assert rules(guest) == RULES
@@ -885,11 +892,6 @@ def test_a_stop_before_an_automatic_restart_leaves_nothing(guest: Guest, fail_mo
             guest.sh(f"systemctl stop nfq-guard; sleep {pause}; systemctl start nfq-guard")
             assert rules(guest) == RULES
             guest.sh("systemctl stop nfq-guard")
-    finally:
-        guest.sh(
-            "rm /run/systemd/system/nfq-guard.service.d/test.conf; systemctl daemon-reload; "
-            "systemctl reset-failed nfq-guard; nfq-guard rules remove"
-        )
 
 
 def test_as_installed_it_saves_a_connection(guest: Guest) -> None:
@@ -906,41 +908,21 @@ def test_as_installed_it_saves_a_connection(guest: Guest) -> None:
 def test_rules_after_a_kill(guest: Guest, fail_mode: str) -> None:
     """They stay: in fail mode open they let all packets pass, and a restart follows at once."""
     guest.configure(f'mode = "enforce"\nfail_mode = "{fail_mode}"')
-    guest.sh(
-        "mkdir -p /run/systemd/system/nfq-guard.service.d; "
-        "printf '[Service]\nRestart=no\n' >/run/systemd/system/nfq-guard.service.d/test.conf; "
-        "systemctl daemon-reload; systemctl restart nfq-guard"
-    )
-    try:
+    with overridden(guest, r"[Service]\nRestart=no"):
         guest.sh(f"kill -9 {guest.show('MainPID')}")
         guest.until(lambda: guest.show("ActiveState") == "failed", "the unit failed")
         assert rules(guest) == RULES
         assert pins(guest) or EVIDENCE != "bpf"
-    finally:
-        guest.sh(
-            "rm /run/systemd/system/nfq-guard.service.d/test.conf; systemctl daemon-reload; "
-            "systemctl reset-failed nfq-guard; nfq-guard rules remove"
-        )
 
 
 def test_rules_stay_once_systemd_gave_up(guest: Guest) -> None:
     """They drop what nobody judges; no administrator has stopped the service."""
-    drop_in = "/run/systemd/system/nfq-guard.service.d/test.conf"
     guest.configure('mode = "enforce"\nfail_mode = "closed"')
-    guest.sh(
-        f"mkdir -p $(dirname {drop_in}); printf '[Unit]\nStartLimitBurst=1\n' >{drop_in}; "
-        "systemctl daemon-reload; systemctl reset-failed nfq-guard; systemctl restart nfq-guard"
-    )
-    try:
+    with overridden(guest, r"[Unit]\nStartLimitBurst=1"):
         guest.sh(f"kill -9 {guest.show('MainPID')}")
         guest.until(lambda: guest.show("SubState") == "failed", "systemd gave up")
         guest.until(lambda: "Restart of" not in guest.sh("systemctl list-units"), "nothing waits")
         assert rules(guest) == RULES
-    finally:
-        guest.sh(
-            f"rm {drop_in}; systemctl daemon-reload; systemctl reset-failed nfq-guard; "
-            "nfq-guard prepare --remove --rules"
-        )
 
 
 def test_wrong_configuration_is_not_tried_again(guest: Guest) -> None:
