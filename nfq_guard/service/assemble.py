@@ -38,6 +38,7 @@ from nfq_guard.service.control.server import ControlServer
 from nfq_guard.service.control.socket_path import listen
 from nfq_guard.service.daemon import Daemon, Parts
 from nfq_guard.service.firewall_spec import firewall_of, unjudged_mark
+from nfq_guard.service.ledger import Ledger, Page, state_left
 from nfq_guard.service.limited_event import log_failed_housekeeping
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
@@ -145,36 +146,46 @@ def run(
         for program in ahead.values():
             if isinstance(program, Program):
                 stack.callback(program.close)
-        notes = _turn_log_on(settings, instance, ahead, stack)
+        numbers = settings.queue_numbers
+        pages: list[int | None] = [None, *numbers] if len(numbers) > 1 else [*numbers]
+        notes: list[str] = []
+        beside = Path(settings.control_socket) if settings.control_socket else None
+        ledger = stack.enter_context(Ledger(pages, beside, notes))
+        notes += _turn_log_on(settings, instance, ahead, stack)
         notes += give_up(settings, {path or DEFAULT_PATH, *map(Path, config.files)})
         events = open_log(settings)
         stack.callback(lambda: events.close(time.monotonic()))
+        events.keep = ledger.page(pages[0]).hold
+        left = None if keeper.kept is None or len(numbers) > 1 else ledger.take(numbers[0])
+        for each in ledger.left:
+            state_left(each, events)
         recording = events.recording
         loop = stack.enter_context(Loop(log_failed_housekeeping(events)))
-        if len(settings.queue_numbers) > 1:
+        if len(numbers) > 1:
             if keeper.kept is not None:
                 # systemd closes its copy only later, and until then no worker could bind the queue.
-                release(keeper.kept, settings.queue_numbers)
+                release(keeper.kept, numbers)
             if recording is not None:
                 # The workers write into it. A worker that is restarted must inherit the right file,
                 # and the daemon must not keep a removed one open.
                 loop.every(_FOLLOW_S, recording.push)
             workers: Workers = Supervisor(
-                settings.queue_numbers,
+                numbers,
                 loaded=loaded,
                 read=read,
                 open_queue=lambda number, mode: _opener(
-                    settings, number, mode, instance, ahead.get(number)
+                    settings, number, mode, instance, ledger.page(number), ahead.get(number)
                 ),
                 inherited=lambda number: _descriptors(ahead.get(number), recording),
                 mode=settings.mode,
                 unjudged_mark=unjudged_mark(settings),
                 loop=loop,
                 events=events,
+                ledger=ledger,
                 unserved=lambda: daemon.count_passed(),  # noqa: PLW0108 - it is made later
             )
         else:
-            (queue_num,) = settings.queue_numbers
+            (queue_num,) = numbers
             workers = InProcess(
                 open_queue(
                     settings,
@@ -184,8 +195,10 @@ def run(
                     loop,
                     notes,
                     instance,
+                    ledger.page(queue_num),
                     ahead.get(queue_num),
                     keeper,
+                    left,
                 )
             )
         daemon = Daemon(
@@ -341,6 +354,7 @@ def _opener(
     queue_num: int,
     mode: Mode,
     instance: str,
+    page: Page,
     ahead: Program | str | None,
 ) -> Open:
     """A function that opens a queue in `mode`, called by a worker process after the fork."""
@@ -349,7 +363,9 @@ def _opener(
     def open_it(
         loaded: LoadedPolicy, events: EventLog, loop: Loop, notes: list[str]
     ) -> QueueServer:
-        return open_queue(current, queue_num, loaded.policy, events, loop, notes, instance, ahead)
+        return open_queue(
+            current, queue_num, loaded.policy, events, loop, notes, instance, page, ahead
+        )
 
     return open_it
 

@@ -766,12 +766,15 @@ class AllowedUnrecorded(Event, frozen=True, kw_only=True, tag="allowed_unrecorde
 
 @final
 class PacketsUnrecorded(_Queued, frozen=True, kw_only=True, tag="packets_unrecorded"):
-    """A worker was killed or crashed before all packets that it had judged had an event."""
+    """A process was killed or crashed before all packets that it had judged had an event.
+
+    That of an earlier daemon is in the log of the next one.
+    """
 
     level: ClassVar[Level] = "warning"
     packets: Annotated[
         int,
-        _number("How many by its last report, a quarter of a second before at most.", "packets"),
+        _number("How many, with those that it was judging.", "packets"),
     ]
 
 

@@ -98,6 +98,8 @@ class EventLog:
             fields. None before the first.
         recording: Takes the events of packets instead of the outputs, and the events that count
             missing ones; None without an events file.
+        keep: Gets the events that are held for the recording, whenever they change, and keeps them
+            for the case that this process is killed. False if it has no room: they are written.
     """
 
     def __init__(
@@ -118,6 +120,7 @@ class EventLog:
         self.recording = recording
         self._recorded = recorded
         self._sinks = tuple(dict.fromkeys(output.sink for output in self.outputs))
+        self.keep: Callable[[list[Gap]], bool] | None = None
         self._gaps: dict[tuple[type[Gap], int | None], Gap] = {}
         self._gaps_at = float("-inf")
         self._lost_logged = 0
@@ -241,16 +244,14 @@ class EventLog:
         for sink in self._sinks:
             sink.reopen()
 
-    def held(self) -> list[Gap]:
-        """The events about missing packets that the recording does not have yet."""
-        return list(self._gaps.values())
-
     def write_held(self) -> None:
-        """Write `held` into the recording now."""
+        """Write the events that are held for the recording now."""
         if self.recording is not None:
             for event in self._gaps.values():
                 self.recording.write_gap(self._recorded(event))
         self._gaps.clear()
+        if self.keep is not None:
+            self.keep([])
 
     def hold(self, event: Gap) -> None:
         """Hold an event for the recording, with the numbers of those before it.
@@ -267,6 +268,8 @@ class EventLog:
             sums = {name: getattr(held, name) + getattr(event, name) for name in _SINCE_LAST[kind]}
             event = msgspec.structs.replace(event, **sums)
         self._gaps[key] = event
+        if self.keep is not None and not self.keep(list(self._gaps.values())):
+            self.write_held()
 
     def close(self, now: float) -> None:
         """Write as much as possible, and close all outputs."""

@@ -76,7 +76,7 @@ _TEXTS: Final = {
     "kernel_passed": "packets passed unjudged: the queue was full, or its worker replaced",
     "shed": "packets were never judged: above max_rate_pps",
     "unjudged": "packets were never judged: the daemon failed",
-    "lost_judged": "packets have no event: their worker was killed",
+    "lost_judged": "packets have no event: the process that judged them was killed",
     "lost_lines": "lines are lost: their packets are unknown",
 }
 
@@ -135,7 +135,7 @@ class Unrecorded(msgspec.Struct, kw_only=True):
         unjudged: Packets that were left to the fail mode, because a daemon was killed or failed.
         offloaded: Packets that the kernel dropped by order of the policy then in force.
         allowed: Packets that the policy then in force allowed, without `log_allowed`.
-        lost_judged: Packets that a worker had judged, and that had no event when it was killed.
+        lost_judged: Packets that a process had judged, and that had no event when it was killed.
         lost_lines: Lines that the log lost; each may represent any number of packets.
     """
 

@@ -125,7 +125,7 @@ class UnrecordedRecord(TypedDict):
         unjudged: Packets that were left to the fail mode, because a daemon was killed or failed.
         offloaded: Packets that the kernel dropped by order of the policy then in force.
         allowed: Packets that the policy then in force allowed, without `log_allowed`.
-        lost_judged: Packets that a worker had judged, and that had no event when it was killed.
+        lost_judged: Packets that a process had judged, and that had no event when it was killed.
         lost_lines: Lines that the log lost; each may represent any number of packets.
     """
 

@@ -26,6 +26,7 @@ from nfq_guard.policy.default import default_policy
 from nfq_guard.service.assemble import open_endpoints, open_log, run
 from nfq_guard.service.control.client import Client
 from nfq_guard.service.last_good import load
+from nfq_guard.service.ledger import PAGE_BYTES, Page
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.settings import Settings
 from nfq_guard.service.worker import open as worker_open
@@ -257,6 +258,7 @@ def test_a_queue_whose_worker_cannot_be_made_is_unbound(
             loop=loop,
             notes=[],
             instance="test",
+            page=Page(bytearray(PAGE_BYTES)),
         )
         with monkeypatch.context() as patch:
             patch.setattr(worker_open, "open_offloader", refuse)

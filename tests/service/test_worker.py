@@ -21,6 +21,7 @@ from nfq_guard.policy.default import default_policy
 from nfq_guard.policy.matcher import compile_policy
 from nfq_guard.policy.model import PolicyModel
 from nfq_guard.policy.parse import parse_policy
+from nfq_guard.service.ledger import PAGE_BYTES, Left, Page
 from nfq_guard.service.worker.worker import FlowHistory, Worker, _epoch
 from nfq_guard.telemetry.events import PacketJudged, Pod
 from nfq_guard.telemetry.limiter import EventLimiter
@@ -74,6 +75,8 @@ def worker(
     counter_file: CounterFile | None = None,
     events_per_s: int = 1000,
     interval_s: float = 0,
+    page: Page | None = None,
+    left: Left | None = None,
 ) -> Worker:
     sink = LineSink(log)
     return Worker(
@@ -87,6 +90,8 @@ def worker(
         history=history,
         log_allowed=log_allowed,
         counter_file=counter_file,
+        page=page,
+        left=left,
     )
 
 
@@ -202,6 +207,103 @@ def test_what_was_neither_read_nor_dropped_has_passed(tmp_path: Path) -> None:
         one.refresh()
     assert counters["buffer_full_passes"] == 25
     one.close(0)
+
+
+@pytest.mark.parametrize(("port_id", "since_last"), [(34, 3), (35, 0), (0, 0)])
+def test_drops_that_a_killed_daemon_had_not_logged(
+    tmp_path: Path, port_id: int, since_last: int
+) -> None:
+    """Known only if it was the daemon from which the queue is taken over."""
+    queue = FakeQueue(queued(b"a"))
+    queue.taken_over = True
+    file = kernel_file(tmp_path / "queue", buffer=4, last=10)
+    page = Page(bytearray(PAGE_BYTES))
+    left = Left(7, 0, 0, port_id, 1, [])
+    one = worker(queue, tmp_path / "log", FakeEngine(), counter_file=file, page=page, left=left)
+    one.refresh()
+    one.refresh()
+    dropped = [
+        each for each in events(tmp_path / "log") if each["event"] == "kernel_dropped_packets"
+    ]
+    assert sum(each["since_last"] for each in dropped) == since_last
+    assert len(dropped) == bool(since_last)
+    assert (page.left().port_id, page.left().drops) == (34, 4)
+    one.close(0)
+
+
+def test_what_a_killed_daemon_had_not_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the packets that it was judging, those without a verdict are no packets that it judged."""
+    queue = FakeQueue(queued(b"a"))
+    queue.waiting = [(4, queued(b"a"))]
+    queue.unread = 3
+    told = tmp_path / "queue"
+    file = kernel_file(told, buffer=0, last=4, waiting=4)
+    send_up_to = queue.send_up_to
+
+    def as_the_kernel(last: int, verdict: int) -> None:
+        send_up_to(last, verdict)
+        kernel_file(told, buffer=0, last=4, waiting=1).close()
+
+    monkeypatch.setattr(queue, "send_up_to", as_the_kernel)
+    page = Page(bytearray(PAGE_BYTES))
+    one = worker(
+        queue,
+        tmp_path / "log",
+        FakeEngine(),
+        counter_file=file,
+        page=page,
+        left=Left(7, 10, 5, 0, 0, []),
+    )
+    assert page.left().unrecorded == 15  # should this one be killed too
+    one.process_batch()
+    assert page.left().unrecorded == 15 + 3
+    one.tick(0)
+    one.close(0)
+    found = {each["event"]: each for each in events(tmp_path / "log")}
+    assert found["packets_unjudged"]["unread"] == 3
+    assert found["packets_unrecorded"]["packets"] == 10 + 5 - 3
+    assert page.left().unrecorded == one.unrecorded() == 0
+
+
+def test_the_page_has_what_has_no_event_yet(tmp_path: Path) -> None:
+    """At each moment, whatever becomes of the packets; and those that are being judged."""
+    page = Page(bytearray(PAGE_BYTES))
+    engine = FakeEngine()
+    queue = FakeQueue(*(queued(octets) for octets in (b"D", b"D", b"D", b"X", b"a", b"D", b"D")))
+    one = worker(queue, tmp_path / "log", engine, interval_s=100, events_per_s=2, page=page)
+    during: list[int] = []
+    send = queue.send
+
+    def look(ids: list[int], verdicts: list[int], marks: list[int | None]) -> None:
+        during.append(page.left().judging)
+        send(ids, verdicts, marks)
+
+    queue.send = look  # type: ignore[method-assign]
+    assert [one.process_batch(), page.left().unrecorded] == [3, 2]
+    assert [one.process_batch(), page.left().unrecorded] == [3, 2 + 2]
+    assert page.left().judging == 0
+    one.tick(0)  # the failure is counted
+    assert page.left().unrecorded == 3
+    one.process_batch()
+    assert during == [3, 3, 1]
+    assert page.left().unrecorded == one.unrecorded() == 4
+    one.set_mode(Mode.DRY_RUN, 0)
+    assert page.left().unrecorded == 4  # the limit of events was hit, which no event says yet
+    one.close(0)
+    assert page.left().unrecorded == 0
+    found = {each["event"]: each for each in events(tmp_path / "log")}
+    assert found["events_suppressed"]["packets"] == 4
+
+
+def test_nobody_writes_what_an_orphan_logs(tmp_path: Path) -> None:
+    page = Page(bytearray(PAGE_BYTES))
+    one = worker(FakeQueue(queued(b"D"), queued(b"D")), tmp_path / "log", FakeEngine(), page=page)
+    one.unheard = True
+    one.process_batch()
+    one.close(0)
+    assert page.left().unrecorded == 2
 
 
 def test_drops_under_the_daemon_before_are_not_logged_again(tmp_path: Path) -> None:
@@ -425,7 +527,9 @@ def test_allowed_packets_have_events_or_are_counted(tmp_path: Path) -> None:
         log = tmp_path / f"log-{log_allowed}"
         one = worker(FakeQueue(queued(b"a"), queued(b"b")), log, engine, log_allowed=log_allowed)
         one.process_batch()
+        assert one.unrecorded() == (0 if log_allowed else 2)
         one.tick(100)
+        assert one.unrecorded() == 0
         one.tick(101)
         found = [event["event"] for event in events(log)]
         if log_allowed:

@@ -584,6 +584,24 @@ def test_a_daemon_that_is_killed_is_restarted(guest: Guest) -> None:
     assert guest.sh("pgrep -cu nfq-guard").strip() == "1"
 
 
+def test_the_next_daemon_states_what_a_killed_one_had_not_recorded(guest: Guest) -> None:
+    """Five packets have an event each; those that repeat them wait for theirs."""
+    guest.configure('mode = "enforce"', 'default = "log"')
+    guest.sh("systemctl restart nfq-guard")
+    pid = guest.show("MainPID")
+    guest.sh(f"python3 -c '{_STRAYS}' 30000; python3 -c '{_STRAYS}' 30000")
+
+    def judged() -> bool:
+        status = json.loads(guest.sh("nfq-guard status --format json"))
+        return bool(status["queues"][0]["packets"] == 10)
+
+    guest.until(judged, "the packets are judged")
+    guest.sh(f"kill -9 {pid}")
+    guest.until(lambda: guest.show("MainPID") not in {pid, "0"}, "a new daemon")
+    found = event(guest, guest.show("MainPID"), "packets_unrecorded")
+    assert (found["NFQ_QUEUE"], found["NFQ_PACKETS"]) == ("0", "5")
+
+
 def test_what_a_killed_daemon_left_is_taken_only_where_it_is_right(guest: Guest) -> None:
     """After a kill, the start reuses rules and pins, and makes them anew where they are wrong."""
 

@@ -20,7 +20,6 @@ from nfq_guard.engine import Mode
 from nfq_guard.flow import Evidence
 from nfq_guard.raw_rules import RawRule
 from nfq_guard.service.worker.history import DumpEntry
-from nfq_guard.telemetry.events import Gap
 
 _RECORD_MAX_BYTES: Final = 1 << 19
 # A worker that sends many records must not starve the other descriptors of the loop.
@@ -155,8 +154,6 @@ class Numbers(_Message, frozen=True, tag="numbers"):
         histograms: As returned by `Stats.plain`.
         messages_refused: Orders that were refused, and reports for which there was no room.
         last_error: The last event of level error.
-        unrecorded: As `Worker.unrecorded`.
-        held: As `EventLog.held`.
     """
 
     judged: dict[str, dict[str, int]]
@@ -168,8 +165,6 @@ class Numbers(_Message, frozen=True, tag="numbers"):
     histograms: dict[str, list[int]]
     messages_refused: int
     last_error: dict[str, object] | None
-    unrecorded: int = 0
-    held: list[Gap] = msgspec.field(default_factory=list)
 
 
 @final

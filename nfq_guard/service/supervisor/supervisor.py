@@ -36,6 +36,7 @@ from nfq_guard.nfqueue import counters
 from nfq_guard.raw_rules import RawRule
 from nfq_guard.service.config import LoadedPolicy
 from nfq_guard.service.control.protocol import Responder, Response
+from nfq_guard.service.ledger import Ledger, state_left
 from nfq_guard.service.limited_event import LimitedEvent
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.supervisor.messages import (
@@ -74,7 +75,6 @@ from nfq_guard.telemetry.events import (
     KernelDroppedPackets,
     MessageRefused,
     Note,
-    PacketsUnrecorded,
     SupervisionFailed,
     WorkerEnded,
     WorkerFailed,
@@ -132,6 +132,7 @@ class Supervisor:
         unjudged_mark: int,
         loop: Loop,
         events: EventLog,
+        ledger: Ledger,
         unserved: Callable[[], None],
     ) -> None:
         """Start nothing before `begin`.
@@ -146,6 +147,7 @@ class Supervisor:
             unjudged_mark: Mark bits that the rules set on a packet before they queue it.
             loop: The loop of the daemon.
             events: The log of the daemon, which takes the lines of all processes.
+            ledger: Has a page for each queue.
             unserved: Called as soon as a queue is unbound because its worker ended.
         """
         self._unserved = unserved
@@ -159,6 +161,7 @@ class Supervisor:
         self._raw_rules: tuple[RawRule, ...] = ()
         self._loop = loop
         self._events = events
+        self._ledger = ledger
         self._reload: _Reload | None = None
         self._reloads = 0
         self._dumps: dict[int, _Dump] = {}
@@ -375,6 +378,7 @@ class Supervisor:
         kept = {end.fileno(), log_fd} | self._inherited(queue_num)
         detach(f"nfq-guard/{queue_num}", kept)
         events = self._events.for_worker(LineSink(log_fd))
+        events.keep = self._ledger.page(queue_num).hold
         open_queue = self._open_queue(queue_num, self._mode)
 
         def opened(
@@ -459,14 +463,10 @@ class Supervisor:
                 self._unserved()
 
     def _state_gaps(self, handle: WorkerHandle) -> None:
-        """State the packets that an exited process did not record, by its last report.
-
-        At an orderly end there are none.
-        """
-        for gap in handle.held:
-            self._events.hold(gap)
-        if handle.unrecorded:
-            self._events.emit(PacketsUnrecorded(queue=handle.queue_num, packets=handle.unrecorded))
+        """State the packets that an exited process did not record; at an orderly end, none."""
+        page = self._ledger.page(handle.queue_num)
+        state_left(page.left(), self._events)
+        page.clear()
 
     def _take_rest(self, handle: WorkerHandle) -> None:
         channel, log = handle.channel, handle.log

@@ -19,7 +19,6 @@ from nfq_guard.service.supervisor.messages import (
     RecordSocket,
 )
 from nfq_guard.service.supervisor.workers import QueueState, WorkerState
-from nfq_guard.telemetry.events import Gap
 from nfq_guard.telemetry.metrics import Stats
 
 # A worker reports four times a second; one that is silent for longer than this is stuck.
@@ -51,8 +50,6 @@ class WorkerHandle:
         log: Its log lines, one a record.
         last_error: Its last event of level error.
         failure: Why the current or the last process could not start.
-        unrecorded: As of the process's last report, see `Numbers`.
-        held: As of that report.
         ready: The process's report that it serves the queue; None before.
     """
 
@@ -71,8 +68,6 @@ class WorkerHandle:
         self.log: RecordSocket | None = None
         self.last_error: dict[str, object] | None = None
         self.failure: Failed | None = None
-        self.unrecorded = 0
-        self.held: list[Gap] = []
         self.ready: Ready | None = None
         self._delay_s = _FIRST_DELAY_S
         self._stats_before = Stats()
@@ -89,8 +84,6 @@ class WorkerHandle:
         self.log = log
         self.state = WorkerState.STARTING
         self.failure = None
-        self.unrecorded = 0
-        self.held = []
         self.ready = None
         self._heard_at = time.monotonic()
 
@@ -115,8 +108,6 @@ class WorkerHandle:
         self.stats.sum_of(self._stats_before, msgspec.structs.asdict(numbers))
         self.messages_refused = self._refused_before + numbers.messages_refused
         self.last_error = numbers.last_error or self.last_error
-        self.unrecorded = numbers.unrecorded
-        self.held = numbers.held
 
     def dropped(self, kernel: QueueCounters) -> int:
         """Take over the kernel's counts of drops, which vanish with a process that is to be killed.

@@ -135,14 +135,14 @@ class WorkerProcess:
             **serving.worker.stats.plain(),
             "messages_refused": self._refused.count,
             "last_error": self._events.last_error,
-            "unrecorded": serving.worker.unrecorded(),
-            "held": self._events.held(),
         }
         self._channel.send(msgspec.convert(numbers, Numbers))
 
     def _receive(self, serving: QueueServer) -> None:
         orders = self._channel.receive()
         if orders is None:
+            # The daemon has ended. Of what this process logs, only the events file has anything.
+            serving.worker.unheard = self._events.recording is None
             self._loop.forget(self._channel.fileno())
             self._loop.stop()
             return

@@ -17,6 +17,7 @@ from nfq_guard.nfqueue.reader import QueueReader
 from nfq_guard.nfqueue.verdicts import VerdictSender
 from nfq_guard.policy.decision import Policy
 from nfq_guard.service.firewall_spec import unjudged_mark
+from nfq_guard.service.ledger import Left, Page
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.passed_sockets import QueueKeeper
 from nfq_guard.service.settings import Settings
@@ -46,8 +47,10 @@ def open_queue(
     loop: Loop,
     notes: list[str],
     instance: str,
+    page: Page,
     ahead: Program | str | None = None,
     keeper: QueueKeeper | None = None,
+    left: Left | None = None,
 ) -> QueueServer:
     """Bind a queue and open all parts that judging needs; if a step fails, undo all steps.
 
@@ -59,8 +62,10 @@ def open_queue(
         loop: The loop that will serve the queue.
         notes: Takes one line for each feature that this host lacks.
         instance: The daemon's name, by which its BPF program is pinned.
+        page: The page of the queue.
         ahead: As `open_lookup` takes it.
         keeper: Keeps the queue bound across a restart of the service; None without one.
+        left: What the process left that the queue may be taken over from.
 
     Raises:
         NfqGuardError: The queue cannot be bound, or a kernel feature that is required is missing.
@@ -118,6 +123,8 @@ def open_queue(
             offloader=offloader,
             ring=ring,
             healer=open_healer(settings, queue_num, engine, stats, events),
+            page=page,
+            left=left,
         )
         loop.every(_SYSCTLS_S, lambda _: _reread(engine))
         pods = None

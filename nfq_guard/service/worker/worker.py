@@ -17,6 +17,7 @@ from nfq_guard.policy.decision import Action, Policy
 from nfq_guard.policy.shadow import Difference
 from nfq_guard.raw_rules import RawRules
 from nfq_guard.resets import Passed, Resets
+from nfq_guard.service.ledger import PAGE_BYTES, Left, Page
 from nfq_guard.service.worker.heal import Healer
 from nfq_guard.service.worker.history import Pending
 from nfq_guard.service.worker.offload import Offloader
@@ -32,6 +33,7 @@ from nfq_guard.telemetry.events import (
     LookupsFailed,
     PacketJudged,
     PacketsUnjudged,
+    PacketsUnrecorded,
     Pod,
     exception_texts,
     timestamp,
@@ -110,6 +112,7 @@ class Worker:
 
     Attributes:
         stats: The numbers of this queue.
+        unheard: Whether the process that writes what this one logs has ended.
     """
 
     def __init__(
@@ -128,6 +131,8 @@ class Worker:
         ring: PacketRing | None = None,
         healer: Healer | None = None,
         counter_file: CounterFile | None = None,
+        page: Page | None = None,
+        left: Left | None = None,
     ) -> None:
         """Read no packet before `process_batch`.
 
@@ -146,8 +151,12 @@ class Worker:
             healer: Heals flows; None if that is not possible.
             counter_file: The kernel's counters, closed by `close`; None for those of this thread's
                 network namespace.
+            page: Has the number of packets without a record in case this process is killed; None
+                for nowhere.
+            left: What an earlier process of this queue left there.
         """
         self.stats = stats
+        self.unheard = False
         self._reader = reader
         self._verdicts = verdicts
         self._judge = judge
@@ -182,6 +191,13 @@ class Worker:
         earlier = self.kernel_counters() if reader.taken_over else None
         self._user_dropped_before = 0 if earlier is None else earlier.user_dropped
         self._logged_drops = 0 if earlier is None else _drops(earlier)
+        if left is not None and earlier is not None and left.port_id == earlier.port_id:
+            self._logged_drops = left.drops  # it was killed before it logged the others
+        self._left = left
+        # Packets that neither have an event nor are counted by one so far.
+        self._unstated = 0 if left is None else left.unrecorded + left.judging
+        self._page = Page(bytearray(PAGE_BYTES)) if page is None else page
+        self._page.judged(self._unstated)
 
     @property
     def mode(self) -> Mode:
@@ -224,6 +240,7 @@ class Worker:
             return 0
         if self._reader.unread > 0:
             self._answer_unread(self._reader.unread)
+        self._page.judging(len(ids))
         now = time.monotonic()
         judged = self._safe_judge.judge(batch, now=now)
         verdicts: list[int] = []
@@ -244,6 +261,7 @@ class Worker:
             self._sample_times(now, len(ids))
         if self._healer is not None:
             self._healer.process_batch(judgments, now)
+        self._unstated += len(ids)
         self.stats.counters["packets"] += len(ids)
         self.stats.count(judgments)
         self._log_judgments(judgments, now)
@@ -251,6 +269,7 @@ class Worker:
             self._ring.add(judgments, now)
         if self._offloader is not None:
             self._offloader.process_batch(judgments, now)
+        self._page.judged(self.unrecorded())
         return len(ids)
 
     def tick(self, now: float) -> None:
@@ -258,6 +277,7 @@ class Worker:
         self._reader.forget_names()
         if self._reader.unread < 0:
             self._look_for_unread()
+        self._log_left()
         self._emit_between(self._limiter.due(now))
         self.refresh()
         if self._offloader is not None:
@@ -272,6 +292,7 @@ class Worker:
             self._log_suppressed(now)
         self._events.log_lost(now)
         self._events.push(now)
+        self._page.judged(self.unrecorded())
 
     def _look_for_unread(self) -> None:
         """Send verdicts for what a killed daemon had read, even without a later packet."""
@@ -293,6 +314,7 @@ class Worker:
             came = (after.last_id - before.last_id) & _ID_MASK
             answered = max(0, before.waiting + came - after.waiting)
             self.stats.counters["unread_packets"] += answered
+            self._unstated += answered
 
     def refresh(self) -> QueueCounters | None:
         """Copy the counters of the kernel and of the parts into `stats`.
@@ -345,12 +367,16 @@ class Worker:
 
     def unrecorded(self) -> int:
         """The judged packets that neither have an event nor are counted by one so far."""
-        by_limits = self._limiter.suppressed - self._logged_suppressed
-        by_limits += self._unrecorded - self._logged_file_full
-        return by_limits + self._allowed + sum(fold.count for fold in self._limiter.pending())
+        return self._unstated + self._unrecorded - self._logged_file_full
+
+    def _stated(self, packets: int) -> None:
+        """Note that packets have an event or are counted by one."""
+        if not self.unheard:
+            self._unstated -= packets
 
     def close(self, now: float) -> None:
         """Log what the limiter still holds, undo offloads and heals, and close files."""
+        self._log_left()
         self._emit(self._limiter.rest(now), self._evidence)
         self._log_unjudged()
         self._log_unrecorded(now)
@@ -361,6 +387,7 @@ class Worker:
             self._offloader.close(now)
         self._events.push(now)
         self._events.log_lost(now, ending=True)
+        self._page.judged(self.unrecorded())
         self.stats.counters["log_lines_dropped"] = self._events.dropped
         self.stats.counters["log_errors"] = self._events.errors
         if self._counter_file is not None:
@@ -438,6 +465,7 @@ class Worker:
         self._emit_between(self._limiter.rest(time.monotonic()))
         # And what was judged between the slices.
         self._emit(self._limiter.rest(time.monotonic()), self._evidence)
+        self._page.judged(self.unrecorded())
 
     def _emit_between(self, due: list[Fold]) -> None:
         """Emit in slices, with packets in between: a thousand events take tens of milliseconds."""
@@ -454,6 +482,7 @@ class Worker:
         epoch = self._epoch = _epoch(self._epoch)
         for fold in due:
             judgment = fold.judgment
+            self._stated(fold.count)
             try:
                 event = packet_judged(
                     judgment,
@@ -513,6 +542,22 @@ class Worker:
                 )
             )
         self._logged_drops = drops
+        self._page.dropped(kernel.port_id, drops)
+
+    def _log_left(self) -> None:
+        """Log the packets that an earlier process of this queue did not record, once."""
+        left = self._left
+        if left is None:
+            return
+        self._left = None
+        for gap in left.held:
+            self._events.hold(gap)
+        # Of the packets that it was judging, those without a verdict have got one from this daemon.
+        unread = min(left.judging, self.stats.counters["unread_packets"])
+        packets = left.unrecorded + left.judging - unread
+        if packets:
+            self._events.emit(PacketsUnrecorded(queue=self._reader.queue_num, packets=packets))
+        self._stated(left.unrecorded + left.judging)
 
     def _log_unjudged(self) -> None:
         """Log packets that got the verdict of the fail mode since the last call, if any."""
@@ -523,6 +568,7 @@ class Worker:
             self._events.emit(
                 PacketsUnjudged(queue=self._reader.queue_num, unread=unread, failed=failed)
             )
+        self._stated(unread + failed)
         self._logged_unread += unread
         self._logged_failures += failed
 
@@ -546,6 +592,7 @@ class Worker:
         """Log the number of packets that were allowed without an event since the last such line."""
         if self._allowed:
             self._events.emit(AllowedUnrecorded(packets=self._allowed))
+            self._stated(self._allowed)
             self._allowed = 0
         self._log_unrecorded_at = now + _LOG_UNRECORDED_S
 
@@ -561,6 +608,7 @@ class Worker:
             self._events.emit(EventsSuppressed(packets=by_size, file_full=True))
         if by_rate or by_size:
             self._log_suppressed_at = now + _LOG_SUPPRESSED_S
+        self._stated(by_rate)
         self._logged_suppressed = suppressed
         self._logged_file_full = file_full
 

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: MIT
+"""Packets that are judged but not recorded yet, where they outlive the process that judged them.
+
+Each process that writes events has a page of shared memory: the daemon reads that of a worker that
+was killed, and the next daemon those of a daemon that was killed. An orderly end leaves nothing.
+
+The pages of a daemon are in a file beside its control socket. Where it cannot have one, they are in
+memory and serve for its workers alone.
+"""
+
+import errno
+import fcntl
+import mmap
+import os
+import struct
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, NamedTuple, Self, final
+
+import msgspec
+
+from nfq_guard import outfile
+from nfq_guard.telemetry.events import Gap, PacketsUnrecorded
+from nfq_guard.telemetry.log import EventLog
+
+PAGE_BYTES: Final = 4096
+# How the first page begins, and how it goes on in this format.
+_MAGIC: Final = b"nfq_guard ledger "
+_FORMAT: Final = b"1\n"
+# Words of a page, 8 bytes each; the text of the held gaps follows.
+_QUEUE: Final = 0
+_UNRECORDED: Final = 1
+_JUDGING: Final = 2
+_PORT: Final = 3
+_DROPS: Final = 4
+_LENGTH: Final = 5
+_WORDS: Final = struct.Struct("=6Q")
+_TEXT_MAX: Final = PAGE_BYTES - _WORDS.size
+# No daemon judges as many.
+_PACKETS_MAX: Final = 1 << 53
+
+
+class Left(NamedTuple):
+    """What a process that was killed left in its page.
+
+    Attributes:
+        queue: Its queue; None for a daemon that leaves the queues to workers.
+        unrecorded: Packets that it had judged, and that neither had an event nor were counted by
+            one.
+        judging: Packets that it was judging: they may have a verdict.
+        port_id: Netlink port id of its socket; 0 if unknown.
+        drops: Packets dropped by the kernel through that socket, as far as events count them.
+        held: Events about missing packets that the recording does not have.
+    """
+
+    queue: int | None
+    unrecorded: int
+    judging: int
+    port_id: int
+    drops: int
+    held: list[Gap]
+
+    @property
+    def counts(self) -> bool:
+        """Whether any packet is missing."""
+        return bool(self.unrecorded or self.judging or self.held)
+
+
+@final
+class Page:
+    """The page of one process, which alone writes it."""
+
+    def __init__(self, memory: memoryview | bytearray, queue: int | None = None) -> None:
+        """Begin an empty page of `PAGE_BYTES` in `memory`."""
+        self._memory = memoryview(memory)
+        self._words = self._memory[: _WORDS.size].cast("Q")
+        self._text = self._memory[_WORDS.size :]
+        self._words[_QUEUE] = 0 if queue is None else queue + 1
+        self.clear()
+
+    def judging(self, packets: int) -> None:
+        """Say that this number of packets is being judged."""
+        self._words[_JUDGING] = packets
+
+    def judged(self, unrecorded: int) -> None:
+        """Say how many packets neither have an event nor are counted by one, and none is judged."""
+        self._words[_UNRECORDED] = unrecorded
+        self._words[_JUDGING] = 0
+
+    def dropped(self, port_id: int, drops: int) -> None:
+        """Say how many packets the kernel dropped through this socket, as events count them."""
+        self._words[_PORT] = port_id
+        self._words[_DROPS] = drops
+
+    def hold(self, gaps: Sequence[Gap]) -> bool:
+        """Keep these events, in place of those before. False if they are too many for the page."""
+        octets = msgspec.json.encode(gaps) if gaps else b""
+        self._words[_LENGTH] = 0  # a process that is killed here leaves none
+        if len(octets) > _TEXT_MAX:
+            return False
+        self._text[: len(octets)] = octets
+        self._words[_LENGTH] = len(octets)
+        return True
+
+    def left(self) -> Left:
+        """What the page has."""
+        return left_in(bytes(self._memory))
+
+    def clear(self) -> None:
+        """Forget all but the queue."""
+        for word in range(_QUEUE + 1, _LENGTH + 1):
+            self._words[word] = 0
+
+
+@final
+class Ledger:
+    """The pages of one daemon.
+
+    Attributes:
+        left: What an earlier daemon left that was killed.
+    """
+
+    def __init__(self, queues: Sequence[int | None], beside: Path | None, notes: list[str]) -> None:
+        """Begin empty pages.
+
+        Args:
+            queues: The queue of each page; None for that of a daemon that leaves them to workers.
+            beside: The path of the control socket; None without one.
+            notes: Takes a line if the pages do not outlive the daemon although they should.
+        """
+        self.left: list[Left] = []
+        self._path: Path | None = None
+        self._fd = -1
+        size = (1 + len(queues)) * PAGE_BYTES
+        memory = mmap.mmap(-1, size)
+        if beside is not None and beside.parent.is_dir():
+            path = beside.with_name(f"{beside.name}.ledger")
+            try:
+                memory = self._mapped(path, size)
+            except BlockingIOError:
+                pass  # that of another daemon, which has the control socket as well
+            except OSError as error:
+                notes.append(
+                    f"{path} cannot be used, {error.strerror}: what this daemon has not recorded "
+                    "is unknown if it is killed"
+                )
+        octets = memoryview(memory)
+        self._pages = {
+            queue: Page(octets[at : at + PAGE_BYTES], queue)
+            for at, queue in zip(range(PAGE_BYTES, size, PAGE_BYTES), queues, strict=True)
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def page(self, queue: int | None) -> Page:
+        """The page of a queue, or that of the daemon itself."""
+        return self._pages[queue]
+
+    def take(self, queue: int) -> Left | None:
+        """What an earlier process of this queue left, once."""
+        for left in self.left:
+            if left.queue == queue:
+                self.left.remove(left)
+                return left
+        return None
+
+    def close(self) -> None:
+        """Remove the file, unless a page has packets."""
+        if self._path is not None:
+            if not any(page.left().counts for page in self._pages.values()):
+                with suppress(OSError):
+                    self._path.unlink()
+            fcntl.flock(self._fd, fcntl.LOCK_UN)  # the mapping has a copy of the descriptor
+            os.close(self._fd)
+            self._path = None
+
+    def _mapped(self, path: Path, size: int) -> mmap.mmap:
+        """Map the file, with what it has in `left`.
+
+        Raises:
+            BlockingIOError: Another daemon has it.
+            OSError: It cannot be used.
+        """
+        self._fd = _open(path)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            octets = os.pread(self._fd, os.fstat(self._fd).st_size, 0)
+            if octets and not octets.startswith(_MAGIC):
+                raise FileExistsError(errno.EEXIST, "it is no ledger")
+            if not octets.startswith(_MAGIC + _FORMAT):
+                octets = b""
+            for at in range(PAGE_BYTES, len(octets), PAGE_BYTES):
+                left = left_in(octets[at : at + PAGE_BYTES])
+                if left.counts or left.port_id:
+                    self.left.append(left)
+            os.ftruncate(self._fd, 0)
+            # Written to a page without memory behind it, a process would be killed.
+            os.posix_fallocate(self._fd, 0, size)
+            memory = mmap.mmap(self._fd, size)
+        except OSError:
+            os.close(self._fd)
+            raise
+        memory[: len(_MAGIC + _FORMAT)] = _MAGIC + _FORMAT
+        self._path = path
+        return memory
+
+
+def state_left(left: Left, events: EventLog) -> None:
+    """Log what a process did not record before it was killed."""
+    for gap in left.held:
+        events.hold(gap)
+    packets = left.unrecorded + left.judging
+    if packets and left.queue is not None:
+        events.emit(PacketsUnrecorded(queue=left.queue, packets=packets))
+
+
+def left_in(octets: bytes) -> Left:
+    """What a page has; nothing if it is damaged."""
+    if len(octets) != PAGE_BYTES:
+        return Left(None, 0, 0, 0, 0, [])
+    queue, unrecorded, judging, port_id, drops, length = _WORDS.unpack_from(octets)
+    held: list[Gap] = []
+    with suppress(msgspec.DecodeError):
+        if length:
+            held = msgspec.json.decode(octets[_WORDS.size :][:length], type=list[Gap])
+    return Left(
+        None if queue == 0 else queue - 1,
+        min(unrecorded, _PACKETS_MAX),
+        min(judging, _PACKETS_MAX),
+        port_id,
+        drops,
+        held,
+    )
+
+
+def _open(path: Path) -> int:
+    """Open the file, or create it.
+
+    Raises:
+        OSError: It cannot be opened, or another user could have planted it.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with suppress(OSError):
+        # One that a daemon of another user left here, where only this user makes files.
+        ours = os.geteuid()
+        if path.parent.stat().st_uid == ours != path.lstat().st_uid:
+            path.unlink()
+    fd = os.open(path, flags, 0o600)
+    outfile.require_own(fd, path, {os.geteuid()})
+    return fd

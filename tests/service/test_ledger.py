@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: MIT
+"""What a process that was killed left, as the next one reads it."""
+
+import fcntl
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from nfq_guard.service.ledger import PAGE_BYTES, Ledger, Left, Page, left_in, state_left
+from nfq_guard.telemetry.events import KernelDroppedPackets, PacketsShed
+from nfq_guard.telemetry.log import EventLog
+from nfq_guard.telemetry.recording import Recording
+from nfq_guard.telemetry.sink import LineSink
+from tests.support.queue import QUEUE
+
+GAP = KernelDroppedPackets(queue=QUEUE, queue_full=3, buffer_full=0, since_last=3, waiting=1)
+SHED = PacketsShed(packets=5)
+
+
+def ledger(
+    directory: Path, queues: Sequence[int | None] = (QUEUE,), complaints: Sequence[str] = ()
+) -> Ledger:
+    """A ledger beside a control socket in `directory`, which must complain so."""
+    notes: list[str] = []
+    one = Ledger(queues, directory / "s", notes)
+    assert len(notes) == len(complaints)
+    assert all(word in note for word, note in zip(complaints, notes, strict=True)), notes
+    return one
+
+
+def killed(one: Ledger) -> None:
+    """Leave its file, as a process that is killed does."""
+    fcntl.flock(one._fd, fcntl.LOCK_UN)
+    os.close(one._fd)
+    one._path = None
+
+
+def test_a_page_has_what_was_said() -> None:
+    page = Page(bytearray(PAGE_BYTES), QUEUE)
+    assert page.left() == Left(QUEUE, 0, 0, 0, 0, [])
+    assert not page.left().counts
+    page.judging(3)
+    assert page.left() == Left(QUEUE, 0, 3, 0, 0, [])
+    page.judged(2)
+    page.dropped(77, 5)
+    assert page.hold([GAP, SHED])
+    assert page.left() == Left(QUEUE, 2, 0, 77, 5, [GAP, SHED])
+    assert page.hold([SHED])
+    assert page.left().held == [SHED]
+    page.judged(0)
+    assert page.left().counts
+    page.clear()
+    assert page.left() == Left(QUEUE, 0, 0, 0, 0, [])
+    assert Page(bytearray(PAGE_BYTES)).left().queue is None
+
+
+def test_events_beyond_a_page_are_not_kept() -> None:
+    page = Page(bytearray(PAGE_BYTES), QUEUE)
+    assert page.hold([SHED] * 10)
+    assert not page.hold([SHED] * 1000)
+    assert page.left().held == []
+    assert page.hold([])
+
+
+@pytest.mark.parametrize("octets", [b"", bytes(PAGE_BYTES - 1), b"\xff" * PAGE_BYTES])
+def test_a_damaged_page_has_no_events(octets: bytes) -> None:
+    left = left_in(octets)
+    assert left.held == []
+    assert left.unrecorded <= 1 << 53
+
+
+def test_the_next_daemon_reads_all_pages(tmp_path: Path) -> None:
+    """Also one with other queues. What it has read it does not leave for the one after it."""
+    first = ledger(tmp_path, [None, 3, 4, 5])
+    assert first.left == []
+    first.page(None).hold([SHED])
+    first.page(4).judged(2)
+    first.page(5).dropped(77, 6)
+    killed(first)
+    second = ledger(tmp_path, [4])
+    left = [Left(None, 0, 0, 0, 0, [SHED]), Left(4, 2, 0, 0, 0, []), Left(5, 0, 0, 77, 6, [])]
+    assert second.left == left
+    assert second.take(4) == left[1]
+    assert second.take(4) is None
+    assert second.left == [left[0], left[2]]
+    second.page(4).judging(1)
+    second.page(4).judged(0)
+    killed(second)
+    with ledger(tmp_path, [4]) as third:
+        assert third.left == []
+
+
+def test_an_orderly_end_leaves_no_file(tmp_path: Path) -> None:
+    with ledger(tmp_path) as one:
+        one.page(QUEUE).judged(2)
+        assert (tmp_path / "s.ledger").stat().st_mode & 0o7777 == 0o600
+        one.page(QUEUE).judged(0)
+    assert list(tmp_path.iterdir()) == []
+    one.close()
+    with ledger(tmp_path) as one:
+        one.page(QUEUE).judged(2)
+    assert [each.unrecorded for each in ledger(tmp_path).left] == [2]
+
+
+def test_two_daemons_have_each_their_own(tmp_path: Path) -> None:
+    """The second, which finds the control socket in use too, does not write the first one's."""
+    with ledger(tmp_path) as first:
+        with ledger(tmp_path) as second:
+            second.page(QUEUE).judged(9)
+        assert first.page(QUEUE).left().unrecorded == 0
+        first.page(QUEUE).judged(1)
+        killed(first)
+    assert [each.unrecorded for each in ledger(tmp_path).left] == [1]
+
+
+def test_a_file_of_an_older_or_damaged_format(tmp_path: Path) -> None:
+    path = tmp_path / "s.ledger"
+    path.write_bytes(b"nfq_guard ledger 0\n" + bytes(3 * PAGE_BYTES))
+    with ledger(tmp_path) as one:
+        assert one.left == []
+    path.write_bytes(b"nfq_guard ledger 1\n" + b"\xff" * (2 * PAGE_BYTES - 30))
+    with ledger(tmp_path) as one:
+        assert one.left == []
+
+
+def test_what_is_no_ledger_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "s.ledger"
+    path.write_text("notes of a user\n")
+    with ledger(tmp_path, complaints=["s.ledger cannot be used, it is no ledger"]) as one:
+        one.page(QUEUE).judged(1)
+    assert path.read_text() == "notes of a user\n"
+    path.unlink()
+    path.mkdir()
+    with ledger(tmp_path, complaints=["cannot be used"]):
+        pass
+    path.rmdir()
+    other = tmp_path / "other"
+    path.symlink_to(other)
+    with ledger(tmp_path, complaints=["cannot be used"]):
+        pass
+    assert not other.exists()
+    path.unlink()
+    other.touch()
+    path.hardlink_to(other)
+    with ledger(tmp_path, complaints=["a file with several names"]):
+        pass
+    assert other.read_bytes() == b""
+
+
+def test_without_a_control_socket_the_pages_are_in_memory(tmp_path: Path) -> None:
+    notes: list[str] = []
+    for beside in (None, tmp_path / "missing" / "s"):
+        with Ledger([QUEUE], beside, notes) as one:
+            one.page(QUEUE).judged(1)
+            assert one.page(QUEUE).left().unrecorded == 1
+    assert not notes
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.kernel
+def test_a_file_of_another_user(tmp_path: Path) -> None:
+    """It is replaced in a directory of ours, such as after a daemon of root; elsewhere not."""
+    path = tmp_path / "s.ledger"
+    path.touch()
+    os.chown(path, 65534, 65534)
+    with ledger(tmp_path):
+        assert path.stat().st_uid == 0
+    path.touch()
+    os.chown(path, 65534, 65534)
+    os.chown(tmp_path, 65534, 65534)
+    with ledger(tmp_path, complaints=["a file of another user"]):
+        assert path.stat().st_uid == 65534
+
+
+def test_what_was_left_is_logged_once(tmp_path: Path) -> None:
+    recording = Recording(tmp_path / "events", 1 << 20)
+    sink = LineSink(tmp_path / "log")
+    events = EventLog(sink, recording)
+    state_left(Left(None, 0, 0, 0, 0, [SHED]), events)
+    state_left(Left(4, 2, 3, 0, 0, [GAP]), events)
+    events.close(0)
+    log = (tmp_path / "log").read_text()
+    assert log.count("packets_unrecorded") == 1
+    recorded = (tmp_path / "events").read_text()
+    for words in ('"packets":5,"queue":4', "packets_shed", "kernel_dropped_packets"):
+        assert words in recorded.replace('"queue":4,"packets":5', '"packets":5,"queue":4')
+
+
+def test_the_log_keeps_what_it_holds_for_the_recording(tmp_path: Path) -> None:
+    """Until it is written; at once what is too much to keep."""
+    events = EventLog(LineSink(tmp_path / "log"), Recording(tmp_path / "events", 1 << 20))
+    page = Page(bytearray(PAGE_BYTES))
+    events.keep = page.hold
+    events.push(0)
+    events.emit(SHED)
+    events.emit(SHED)
+    assert page.left().held == [PacketsShed(packets=10)]
+    events.push(100)
+    assert page.left().held == []
+    for queue in range(100):
+        events.emit(
+            KernelDroppedPackets(queue=queue, queue_full=1, buffer_full=0, since_last=1, waiting=0)
+        )
+    kept = len(page.left().held)
+    events.close(200)
+    assert 0 < kept < 100
+    assert page.left().held == []
+    recorded = (tmp_path / "events").read_text()
+    assert recorded.count("kernel_dropped_packets") == 100
