@@ -155,10 +155,11 @@ def run(
         notes += give_up(settings, {path or DEFAULT_PATH, *map(Path, config.files)})
         events = open_log(settings)
         stack.callback(lambda: events.close(time.monotonic()))
-        events.keep = ledger.page(pages[0]).hold
-        left = None if keeper.kept is None or len(numbers) > 1 else ledger.take(numbers[0])
+        events.keep = ledger.page_of_daemon.hold
+        left = None if keeper.kept is None or len(numbers) > 1 else ledger.left_by(numbers[0])
         for each in ledger.left:
-            state_left(each, events)
+            if each is not left:  # the worker states that
+                state_left(each, events)
         recording = events.recording
         loop = stack.enter_context(Loop(log_failed_housekeeping(events)))
         if len(numbers) > 1:
@@ -211,6 +212,7 @@ def run(
                 rules=rules,
                 loaded=loaded,
                 read=read,
+                ledger=ledger,
                 notifier=Notifier(),
                 open_more=lambda daemon: open_endpoints(settings, daemon, loop, events, notes),
                 jumps=LegacyTables(sockets, fallback=settings.fail_mode == "kernel-drop").jumps,

@@ -30,6 +30,7 @@ from nfq_guard.service.changed_files import ChangedFiles
 from nfq_guard.service.config import LoadedPolicy
 from nfq_guard.service.control.protocol import Responder
 from nfq_guard.service.firewall_spec import Rules, RulesChange, fail_mode_of, mark_in, spec_of
+from nfq_guard.service.ledger import Ledger
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
 from nfq_guard.service.observe import observed
@@ -62,6 +63,7 @@ from nfq_guard.telemetry.events import (
     Started,
     Stopped,
     Totals,
+    Unserved,
     exception_texts,
     timestamp,
 )
@@ -99,6 +101,7 @@ class Parts:
         rules: Our rules in the packet filter.
         loaded: The initial policy.
         read: Reads the policy again, or raises NfqGuardError.
+        ledger: Tells the next daemon when this one last served.
         notifier: Notifies the service manager.
         open_more: Opens the control socket and the metrics endpoint once all queues are served;
             returns a stack that closes them.
@@ -120,6 +123,7 @@ class Parts:
     rules: Rules
     loaded: LoadedPolicy
     read: Callable[[], LoadedPolicy]
+    ledger: Ledger
     notifier: Notifier
     open_more: Callable[["Daemon"], Callable[[], None]]
     jumps: Callable[[], frozenset[object] | None]
@@ -232,6 +236,7 @@ class Daemon:
         served = self._workers.begin(datetime.now(UTC).timestamp())
         if self._loop.stopped:
             return
+        self._note_service(time.monotonic(), began=not served.taken_over)
         more.callback(self._parts.open_more(self))
         if self._owns_rules:
 
@@ -469,7 +474,16 @@ class Daemon:
     def _hurried(self) -> bool:
         return self._hurried_at is not None
 
+    def _note_service(self, now: float, *, began: bool = False) -> None:
+        """Note that the queues are served at `now`; log since when none was if that `began` now."""
+        ledger = self._parts.ledger
+        unserved_s = ledger.unserved_s(now) if began else None
+        if unserved_s is not None:
+            self._events.emit(Unserved(unserved_s=unserved_s))
+        ledger.page_of_daemon.serving(now)
+
     def _tick(self, now: float) -> None:
+        self._note_service(now)
         self._rates.note(self.queues(), now)
         self.count_passed()
         self._events.log_lost(now)

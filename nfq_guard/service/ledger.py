@@ -34,8 +34,9 @@ _UNRECORDED: Final = 1
 _JUDGING: Final = 2
 _PORT: Final = 3
 _DROPS: Final = 4
-_LENGTH: Final = 5
-_WORDS: Final = struct.Struct("=6Q")
+_SEEN: Final = 5
+_LENGTH: Final = 6
+_WORDS: Final = struct.Struct("=7Q")
 _TEXT_MAX: Final = PAGE_BYTES - _WORDS.size
 # No daemon judges as many.
 _PACKETS_MAX: Final = 1 << 53
@@ -51,6 +52,7 @@ class Left(NamedTuple):
         judging: Packets that it was judging: they may have a verdict.
         port_id: Netlink port id of its socket; 0 if unknown.
         drops: Packets dropped by the kernel through that socket, as far as events count them.
+        seen_ms: When it last said that it serves, monotonic milliseconds; 0 if it did not.
         held: Events about missing packets that the recording does not have.
     """
 
@@ -59,6 +61,7 @@ class Left(NamedTuple):
     judging: int
     port_id: int
     drops: int
+    seen_ms: int
     held: list[Gap]
 
     @property
@@ -92,6 +95,10 @@ class Page:
         """Say how many packets the kernel dropped through this socket, as events count them."""
         self._words[_PORT] = port_id
         self._words[_DROPS] = drops
+
+    def serving(self, now: float) -> None:
+        """Say that the daemon serves at `now`, monotonic seconds."""
+        self._words[_SEEN] = int(now * 1000)
 
     def hold(self, gaps: Sequence[Gap]) -> bool:
         """Keep these events, in place of those before. False if they are too many for the page."""
@@ -146,10 +153,12 @@ class Ledger:
                     "is unknown if it is killed"
                 )
         octets = memoryview(memory)
-        self._pages = {
+        self._pages: dict[int | None, Page] = {
             queue: Page(octets[at : at + PAGE_BYTES], queue)
             for at, queue in zip(range(PAGE_BYTES, size, PAGE_BYTES), queues, strict=True)
         }
+        self._seen_s = max((left.seen_ms for left in self.left), default=0) / 1000
+        self.page_of_daemon.serving(self._seen_s)  # should this one be killed before it serves
 
     def __enter__(self) -> Self:
         return self
@@ -157,17 +166,25 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def page_of_daemon(self) -> Page:
+        """The page of the daemon's own process."""
+        return next(iter(self._pages.values()))
+
     def page(self, queue: int | None) -> Page:
         """The page of a queue, or that of the daemon itself."""
         return self._pages[queue]
 
-    def take(self, queue: int) -> Left | None:
-        """What an earlier process of this queue left, once."""
-        for left in self.left:
-            if left.queue == queue:
-                self.left.remove(left)
-                return left
-        return None
+    def left_by(self, queue: int) -> Left | None:
+        """What an earlier process of this queue left; None for nothing."""
+        return next((left for left in self.left if left.queue == queue), None)
+
+    def unserved_s(self, now: float) -> float | None:
+        """For how long no daemon has served at `now`, monotonic seconds.
+
+        At most a second too long. None if no earlier daemon was killed, or it did not serve.
+        """
+        return round(now - self._seen_s, 3) if 0 < self._seen_s <= now else None
 
     def close(self) -> None:
         """Remove the file, unless a page has packets."""
@@ -196,8 +213,7 @@ class Ledger:
                 octets = b""
             for at in range(PAGE_BYTES, len(octets), PAGE_BYTES):
                 left = left_in(octets[at : at + PAGE_BYTES])
-                if left.counts or left.port_id:
-                    self.left.append(left)
+                self.left.append(left)
             os.ftruncate(self._fd, 0)
             # Written to a page without memory behind it, a process would be killed.
             os.posix_fallocate(self._fd, 0, size)
@@ -222,8 +238,8 @@ def state_left(left: Left, events: EventLog) -> None:
 def left_in(octets: bytes) -> Left:
     """What a page has; nothing if it is damaged."""
     if len(octets) != PAGE_BYTES:
-        return Left(None, 0, 0, 0, 0, [])
-    queue, unrecorded, judging, port_id, drops, length = _WORDS.unpack_from(octets)
+        return Left(None, 0, 0, 0, 0, 0, [])
+    queue, unrecorded, judging, port_id, drops, seen_ms, length = _WORDS.unpack_from(octets)
     held: list[Gap] = []
     with suppress(msgspec.DecodeError):
         if length:
@@ -234,6 +250,7 @@ def left_in(octets: bytes) -> Left:
         min(judging, _PACKETS_MAX),
         port_id,
         drops,
+        seen_ms,
         held,
     )
 

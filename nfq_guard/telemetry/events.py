@@ -779,6 +779,19 @@ class PacketsUnrecorded(_Queued, frozen=True, kw_only=True, tag="packets_unrecor
 
 
 @final
+class Unserved(Event, frozen=True, kw_only=True, tag="unserved"):
+    """No daemon served the queues, because the one before was killed.
+
+    What happened to the packets of that time is the fail mode's; how many they were is unknown.
+    """
+
+    level: ClassVar[Level] = "warning"
+    unserved_s: Annotated[
+        float, msgspec.Meta(ge=0, description="How long, seconds; up to a second less.")
+    ]
+
+
+@final
 class LogLinesDropped(Event, frozen=True, kw_only=True, tag="log_lines_dropped"):
     """Some lines were lost because the log did not accept them."""
 
@@ -944,6 +957,7 @@ EVENTS: Final[tuple[type[Event], ...]] = (
     EventsSuppressed,
     AllowedUnrecorded,
     PacketsUnrecorded,
+    Unserved,
     LogLinesDropped,
     PodsUnread,
     OffloadFailed,

@@ -27,6 +27,7 @@ from nfq_guard.telemetry.events import (
     PacketsShed,
     PacketsUnjudged,
     PacketsUnrecorded,
+    Unserved,
     name_of,
     own_fields,
     timestamp,
@@ -47,7 +48,13 @@ _SINCE_LAST: Final[dict[type[Event], tuple[str, ...]]] = {
     Offloaded: ("offloaded_flows", "offload_drops", "offload_refused", "offload_full"),
 }
 # Events about missing packets that are rare.
-_RARE: Final = (EventsSuppressed, AllowedUnrecorded, PacketsUnrecorded, LogLinesDropped)
+_RARE: Final = (
+    EventsSuppressed,
+    AllowedUnrecorded,
+    PacketsUnrecorded,
+    Unserved,
+    LogLinesDropped,
+)
 _FOLLOW_S: Final = 1.0
 
 

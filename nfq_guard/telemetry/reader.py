@@ -37,6 +37,7 @@ from nfq_guard.telemetry.events import (
     PacketsShed,
     PacketsUnjudged,
     PacketsUnrecorded,
+    Unserved,
     name_of,
 )
 from nfq_guard.telemetry.journal import fields_of
@@ -66,6 +67,7 @@ _GAPS: Final = {
     name_of(AllowedUnrecorded): ("allowed", ("packets",)),
     name_of(PacketsUnrecorded): ("lost_judged", ("packets",)),
     name_of(LogLinesDropped): ("lost_lines", ("lines",)),
+    name_of(Unserved): ("unserved_s", ("unserved_s",)),
 }
 # What follows such a number.
 _TEXTS: Final = {
@@ -78,10 +80,12 @@ _TEXTS: Final = {
     "unjudged": "packets were never judged: the daemon failed",
     "lost_judged": "packets have no event: the process that judged them was killed",
     "lost_lines": "lines are lost: their packets are unknown",
+    "unserved_s": "s without a daemon, which was killed: the packets of that time are unknown",
 }
 
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+_Seconds = Annotated[float, msgspec.Meta(ge=0, le=1 << 53)]
 _Word = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
 
 
@@ -137,6 +141,7 @@ class Unrecorded(msgspec.Struct, kw_only=True):
         allowed: Packets that the policy then in force allowed, without `log_allowed`.
         lost_judged: Packets that a process had judged, and that had no event when it was killed.
         lost_lines: Lines that the log lost; each may represent any number of packets.
+        unserved_s: Seconds without a daemon, because it was killed, with any number of packets.
     """
 
     suppressed: int = 0
@@ -148,6 +153,7 @@ class Unrecorded(msgspec.Struct, kw_only=True):
     allowed: int = 0
     lost_judged: int = 0
     lost_lines: int = 0
+    unserved_s: float = 0
 
     def texts(self) -> list[str]:
         """One line for each kind of gap."""
@@ -164,6 +170,7 @@ class _Gap(msgspec.Struct):
     lines: _Count = 0
     unread: _Count = 0
     failed: _Count = 0
+    unserved_s: _Seconds = 0
 
 
 @final
@@ -250,7 +257,8 @@ class EventReader:
     def _count_gap(self, name: str, gap: _Gap) -> None:
         number, fields = _GAPS[name]
         found = sum(getattr(gap, each) for each in fields)
-        setattr(self.unrecorded, number, getattr(self.unrecorded, number) + found)
+        # Whole numbers stay so; seconds have three digits.
+        setattr(self.unrecorded, number, round(getattr(self.unrecorded, number) + found, 3))
 
     def _skip(self) -> None:
         self.skipped += 1

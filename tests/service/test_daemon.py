@@ -23,6 +23,7 @@ from nfq_guard.raw_rules import RawReading, RawRule
 from nfq_guard.service.config import LoadedPolicy, load_policy_for
 from nfq_guard.service.control.protocol import Responder
 from nfq_guard.service.daemon import Daemon, Parts
+from nfq_guard.service.ledger import Ledger
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
 from nfq_guard.service.passed import PassedPackets
@@ -214,6 +215,7 @@ class Story:
                         rules=self.rules,
                         loaded=loaded,
                         read=self.read,
+                        ledger=Ledger([None], None, []),
                         notifier=self._notifier,
                         open_more=open_more,
                         jumps=lambda: self.happened("jumps read"),

@@ -39,20 +39,20 @@ def killed(one: Ledger) -> None:
 
 def test_a_page_has_what_was_said() -> None:
     page = Page(bytearray(PAGE_BYTES), QUEUE)
-    assert page.left() == Left(QUEUE, 0, 0, 0, 0, [])
+    assert page.left() == Left(QUEUE, 0, 0, 0, 0, 0, [])
     assert not page.left().counts
     page.judging(3)
-    assert page.left() == Left(QUEUE, 0, 3, 0, 0, [])
+    assert page.left() == Left(QUEUE, 0, 3, 0, 0, 0, [])
     page.judged(2)
     page.dropped(77, 5)
     assert page.hold([GAP, SHED])
-    assert page.left() == Left(QUEUE, 2, 0, 77, 5, [GAP, SHED])
+    assert page.left() == Left(QUEUE, 2, 0, 77, 5, 0, [GAP, SHED])
     assert page.hold([SHED])
     assert page.left().held == [SHED]
     page.judged(0)
     assert page.left().counts
     page.clear()
-    assert page.left() == Left(QUEUE, 0, 0, 0, 0, [])
+    assert page.left() == Left(QUEUE, 0, 0, 0, 0, 0, [])
     assert Page(bytearray(PAGE_BYTES)).left().queue is None
 
 
@@ -80,16 +80,38 @@ def test_the_next_daemon_reads_all_pages(tmp_path: Path) -> None:
     first.page(5).dropped(77, 6)
     killed(first)
     second = ledger(tmp_path, [4])
-    left = [Left(None, 0, 0, 0, 0, [SHED]), Left(4, 2, 0, 0, 0, []), Left(5, 0, 0, 77, 6, [])]
+    left = [
+        Left(None, 0, 0, 0, 0, 0, [SHED]),
+        Left(3, 0, 0, 0, 0, 0, []),
+        Left(4, 2, 0, 0, 0, 0, []),
+        Left(5, 0, 0, 77, 6, 0, []),
+    ]
     assert second.left == left
-    assert second.take(4) == left[1]
-    assert second.take(4) is None
-    assert second.left == [left[0], left[2]]
+    assert second.left_by(4) == left[2]
+    assert second.left_by(6) is None
     second.page(4).judging(1)
     second.page(4).judged(0)
     killed(second)
     with ledger(tmp_path, [4]) as third:
-        assert third.left == []
+        assert third.left == [Left(4, 0, 0, 0, 0, 0, [])]
+
+
+def test_for_how_long_no_daemon_served(tmp_path: Path) -> None:
+    """Also if one in between was killed before it served. An orderly end is no such time."""
+    first = ledger(tmp_path, [None, 3])
+    assert first.unserved_s(100) is None
+    first.page_of_daemon.serving(100)
+    first.page_of_daemon.serving(101.5)
+    killed(first)
+    second = ledger(tmp_path)
+    assert second.unserved_s(101.75) == 0.25
+    assert second.unserved_s(101) is None  # that of an earlier boot
+    killed(second)
+    with ledger(tmp_path) as third:
+        assert third.unserved_s(103) == 1.5
+        third.page_of_daemon.serving(103)
+    with ledger(tmp_path) as fourth:
+        assert fourth.unserved_s(104) is None
 
 
 def test_an_orderly_end_leaves_no_file(tmp_path: Path) -> None:
@@ -122,7 +144,7 @@ def test_a_file_of_an_older_or_damaged_format(tmp_path: Path) -> None:
         assert one.left == []
     path.write_bytes(b"nfq_guard ledger 1\n" + b"\xff" * (2 * PAGE_BYTES - 30))
     with ledger(tmp_path) as one:
-        assert one.left == []
+        assert [each.counts for each in one.left] == [False]
 
 
 def test_what_is_no_ledger_is_left_alone(tmp_path: Path) -> None:
@@ -178,8 +200,8 @@ def test_what_was_left_is_logged_once(tmp_path: Path) -> None:
     recording = Recording(tmp_path / "events", 1 << 20)
     sink = LineSink(tmp_path / "log")
     events = EventLog(sink, recording)
-    state_left(Left(None, 0, 0, 0, 0, [SHED]), events)
-    state_left(Left(4, 2, 3, 0, 0, [GAP]), events)
+    state_left(Left(None, 0, 0, 0, 0, 0, [SHED]), events)
+    state_left(Left(4, 2, 3, 0, 0, 0, [GAP]), events)
     events.close(0)
     log = (tmp_path / "log").read_text()
     assert log.count("packets_unrecorded") == 1

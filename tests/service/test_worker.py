@@ -218,7 +218,7 @@ def test_drops_that_a_killed_daemon_had_not_logged(
     queue.taken_over = True
     file = kernel_file(tmp_path / "queue", buffer=4, last=10)
     page = Page(bytearray(PAGE_BYTES))
-    left = Left(7, 0, 0, port_id, 1, [])
+    left = Left(7, 0, 0, port_id, 1, 0, [])
     one = worker(queue, tmp_path / "log", FakeEngine(), counter_file=file, page=page, left=left)
     one.refresh()
     one.refresh()
@@ -254,7 +254,7 @@ def test_what_a_killed_daemon_had_not_recorded(
         FakeEngine(),
         counter_file=file,
         page=page,
-        left=Left(7, 10, 5, 0, 0, []),
+        left=Left(7, 10, 5, 0, 0, 0, []),
     )
     assert page.left().unrecorded == 15  # should this one be killed too
     one.process_batch()

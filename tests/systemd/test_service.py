@@ -598,8 +598,10 @@ def test_the_next_daemon_states_what_a_killed_one_had_not_recorded(guest: Guest)
     guest.until(judged, "the packets are judged")
     guest.sh(f"kill -9 {pid}")
     guest.until(lambda: guest.show("MainPID") not in {pid, "0"}, "a new daemon")
-    found = event(guest, guest.show("MainPID"), "packets_unrecorded")
+    pid = guest.show("MainPID")
+    found = event(guest, pid, "packets_unrecorded")
     assert (found["NFQ_QUEUE"], found["NFQ_PACKETS"]) == ("0", "5")
+    assert 0 < float(event(guest, pid, "unserved")["NFQ_UNSERVED_S"]) < 60
 
 
 def test_what_a_killed_daemon_left_is_taken_only_where_it_is_right(guest: Guest) -> None:
@@ -839,6 +841,8 @@ def test_packets_wait_for_the_next_daemon(guest: Guest) -> None:
     again("systemctl restart --no-block nfq-guard; while pgrep -u nfq-guard >/dev/null; do :; done")
     again("kill -9 $(systemctl show --value -p MainPID nfq-guard)")
     assert int(guest.show("NFileDescriptorStore")) == kept
+    # No packet went by.
+    assert "unserved" not in {one["NFQ_EVENT"] for one in journal(guest, guest.show("MainPID"))}
     guest.sh("systemctl stop nfq-guard")
     assert guest.sh(f"cat {_QUEUED}") == ""
     guest.sh("systemctl start nfq-guard")
@@ -854,8 +858,8 @@ def test_packets_wait_for_the_next_daemon(guest: Guest) -> None:
     guest.until(lambda: guest.sh(f"cat {_QUEUED}").split()[::9] == ["6"], "the old one is let go")
     assert int(guest.show("NFileDescriptorStore")) == kept
     # The rules to the old queue, which systemd has kept, are replaced before the daemon starts.
-    journal = f"journalctl -o cat _SYSTEMD_INVOCATION_ID={guest.show('InvocationID')}"
-    assert "queue=6" in (said := guest.sh(journal))
+    command = f"journalctl -o cat _SYSTEMD_INVOCATION_ID={guest.show('InvocationID')}"
+    assert "queue=6" in (said := guest.sh(command))
     assert "rules" not in said
     # systemd has the socket too, and the daemon is its owner.
     lines = guest.sh("nfq-guard doctor --format json", check=False).splitlines()

@@ -274,13 +274,17 @@ def test_what_a_recording_says_is_missing() -> None:
         {"event": "packets_shed", "packets": 9},
         {"event": "packets_unjudged", "unread": 10, "failed": 1},
         {"event": "packets_unrecorded", "packets": 12},
+        {"event": "unserved", "unserved_s": 0.1},
+        {"event": "unserved", "unserved_s": 1.2},
         {"event": "events_suppressed", "packets": -1},
+        {"event": "unserved", "unserved_s": -1},
     ]
     reader = EventReader()
     assert list(reader.read(io.BytesIO(b"\n".join(map(orjson.dumps, lines))))) == []
     missing = reader.unrecorded
     assert (missing.suppressed, missing.kernel_dropped) == (5, 6)
     assert (missing.offloaded, missing.lost_lines, missing.shed) == (7, 8, 9)
-    assert (missing.unjudged, missing.lost_judged) == (11, 12)
-    assert len(missing.texts()) == 7
-    assert reader.skipped == 1
+    assert (missing.unjudged, missing.lost_judged, missing.unserved_s) == (11, 12, 1.3)
+    assert missing.texts()[-1].startswith("1.3 s without a daemon")
+    assert len(missing.texts()) == 8
+    assert reader.skipped == 2

@@ -62,6 +62,7 @@ class ServedQueues:
         pids: Those processes.
         socket_buffer_bytes: Receive buffer of a queue's socket, as granted.
         flags_refused: Flags of the queue that the kernel does not support.
+        taken_over: Whether the packets waited for this daemon.
     """
 
     queue: int | None = None
@@ -69,6 +70,7 @@ class ServedQueues:
     pids: list[int] | None = None
     socket_buffer_bytes: int | None = None
     flags_refused: list[str] | None = None
+    taken_over: bool = False
 
 
 def least_evidence(queues: Sequence[QueueState]) -> tuple[Evidence, str | None]:
@@ -154,6 +156,7 @@ class InProcess:
             queue=queue.queue_num,
             socket_buffer_bytes=queue.socket_buffer_bytes,
             flags_refused=queue.refused,
+            taken_over=queue.taken_over,
         )
 
     def queues(self) -> list[QueueState]:

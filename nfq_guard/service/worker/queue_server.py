@@ -37,6 +37,7 @@ class BoundQueue(Protocol):
 
     queue_num: int
     refused: list[str]
+    taken_over: bool
 
     @property
     def socket_buffer_bytes(self) -> int:
