@@ -661,7 +661,9 @@ class JudgingFailed(_Queued, frozen=True, kw_only=True, tag="judging_failed"):
     problem: Annotated[str, _text("The exception.", ecs="error.message")]
     where: Annotated[str, _text("File and line.")]
     hook: Annotated[int, _number("Number of the hook at which the packet was queued.")]
-    octets: Annotated[str, _text("The first bytes of the packet, in hexadecimal.")]
+    octets: Annotated[
+        str, _text("Its headers, in hexadecimal; the first 60 bytes where they cannot be read.")
+    ]
     traceback: Annotated[str, _text("Where it was raised; empty after the first time.")]
 
 

@@ -75,7 +75,7 @@ def test_a_ring_of_none() -> None:
     ],
 )
 def test_headers(octets: bytes, length: int) -> None:
-    assert headers_len(judged(octets)) == length
+    assert headers_len(decode(octets), octets) == length
 
 
 def test_records_of_a_batch() -> None:

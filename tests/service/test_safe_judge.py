@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: MIT
+from collections.abc import Sequence
+
 import pytest
 
+from nfq_guard.engine import Judgment
 from nfq_guard.service.worker.safe_judge import Failure, SafeJudge
+from nfq_guard.wire.packet import Queued
 from tests.support.judgments import FakeEngine, queued
+from tests.support.packets import A4, A6, B4, B6, tcp, udp
 
 
 def test_batch_is_judged_whole() -> None:
@@ -32,3 +37,26 @@ def test_same_place_is_reported_once() -> None:
     for _ in range(100):
         judge.judge([queued(b"X")], now=0)
     assert (len(reports), judge.failures) == (1, 100)
+
+
+class Broken(FakeEngine):
+    """An engine that judges nothing."""
+
+    def judge(self, batch: Sequence[Queued], *, now: float) -> list[Judgment]:
+        raise ZeroDivisionError(f"{len(batch)} packets at {now}")
+
+
+@pytest.mark.parametrize(
+    ("headers", "payload"),
+    [
+        (tcp(A4, B4, 1, 2, 0), b"secret"),
+        (tcp(A6, B6, 1, 2, 0), b"secret"),
+        (udp(A4, B4, 1, 2, b"secret")[:-6], b"secret"),
+    ],
+    ids=("IPv4", "IPv6", "UDP"),
+)
+def test_the_report_has_no_payload(headers: bytes, payload: bytes) -> None:
+    """Events have none, so neither has this one."""
+    reports: list[Failure] = []
+    SafeJudge(Broken(), report=reports.append).judge([queued(headers + payload)], now=0)
+    assert [report.octets for report in reports] == [headers.hex()]

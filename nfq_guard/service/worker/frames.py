@@ -10,7 +10,7 @@ from nfq_guard.engine import VERDICT_DROP, Judgment
 from nfq_guard.flow import PROTO_TCP, Hook
 from nfq_guard.glossary import finding_sentence
 from nfq_guard.names import address, tcp_state
-from nfq_guard.wire.packet import UDP_HEADER, Datagram, IcmpMessage, Packet, Segment
+from nfq_guard.wire.packet import UDP_HEADER, Datagram, IcmpMessage, Malformed, Packet, Segment
 
 _NS: Final = 1_000_000_000
 _ICMP_HEADER: Final = 8
@@ -66,15 +66,13 @@ def records(
                 time_ns=time_ns + place,
                 interface=(queued.outdev if leaves else queued.indev) or queued.outdev,
                 wire_len=packet.length if isinstance(packet, Packet) else len(octets),
-                octets=octets if payload else octets[: headers_len(judgment)],
+                octets=octets if payload else octets[: headers_len(packet, octets)],
                 comment=comment_of(judgment),
             )
 
 
-def headers_len(judgment: Judgment) -> int:
+def headers_len(packet: Packet | Malformed, octets: bytes) -> int:
     """Octets up to the payload; for an ICMP error, including the quoted headers."""
-    packet = judgment.packet
-    octets = judgment.queued.octets
     if not isinstance(packet, Packet):
         return _UNREAD
     at = packet.l4_offset

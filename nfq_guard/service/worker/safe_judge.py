@@ -13,7 +13,9 @@ from typing import Final, Protocol, final
 from nfq_guard.engine import Judgment, Mode
 from nfq_guard.policy.decision import Policy
 from nfq_guard.raw_rules import RawRules
-from nfq_guard.wire.packet import Queued
+from nfq_guard.service.worker.frames import headers_len
+from nfq_guard.wire.ip import decode
+from nfq_guard.wire.packet import Malformed, Packet, Queued
 
 # Bounds the set of reported crash sites.
 _SITES_MAX: Final = 64
@@ -64,7 +66,7 @@ class Failure:
         where: Type of the exception, and file and line of the code that raised it.
         problem: The exception in one line.
         trace: The traceback.
-        octets: The first bytes of the packet, in hex.
+        octets: Its headers, in hex; of headers that cannot be read, the first 60 octets.
         hook: The hook at which it was queued.
     """
 
@@ -120,10 +122,20 @@ class SafeJudge:
                 where=where,
                 problem=f"{type(error).__name__}: {error}",
                 trace="".join(traceback.format_exception(error)),
-                octets=queued.octets[:_REPORTED_BYTES].hex(),
+                octets=_headers(queued).hex(),
                 hook=queued.hook,
             )
         )
+
+
+def _headers(queued: Queued) -> bytes:
+    """What the event may have of the packet: no payload."""
+    packet: Packet | Malformed
+    try:
+        packet = decode(queued.octets, queued.wire_len)
+    except Exception:  # noqa: BLE001 - the bug may be in the decoder
+        packet = Malformed("")
+    return queued.octets[: min(headers_len(packet, queued.octets), _REPORTED_BYTES)]
 
 
 def _site(trace: TracebackType | None) -> str:
