@@ -57,7 +57,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         socket_buffer_bytes: Size of the receive buffer of the queue's socket.
         batch: Maximum number of packets that are judged in one batch.
         max_rate_pps: Rate of INVALID packets above which the kernel leaves packets to the fail
-            mode before they reach the queue; 0 for no limit.
+            mode before they reach the queue; 0 for no limit. With iptables IPv4 and IPv6 have this
+            rate each.
         offload: Whether the kernel itself temporarily drops further INVALID packets of a flow that
             has many of them, if the policy would drop every one.
         offload_after: Packets of one flow that must be dropped within a second before its further
@@ -78,8 +79,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             `auto` is `console` on a terminal and `json` elsewhere; `eve` is Suricata's EVE JSON,
             also in `events_file`.
         log_allowed: Whether packets that the policy allows have events too; `whatif` needs these.
-        log_interval_s: Minimum time between two events of one flow; 0 for no limit.
-        log_events_per_s: Maximum number of events of packets a second, of all flows together.
+        log_interval_s: Minimum time between two events of packets of one flow that policies do not
+            tell apart; 0 for no limit.
+        log_events_per_s: Maximum number of events of packets a second, of all flows of a queue
+            together.
         events_file: File for the events of packets, JSON lines, instead of the log; empty for none.
             A rotation needs no signal.
         events_file_max_bytes: Maximum size of the events file; at this size nothing is written
