@@ -112,7 +112,7 @@ _HEAD: Final = """\
 The rules of each program, as a test loads them into a network namespace (iptables rules for IPv4
 only), and the findings of `nfq-guard doctor`, with the guard's own rules installed and
 `fail_mode = "kernel-drop"`. The test compares this page with the doctor's output; after a change,
-run `python -m tests.support.owners` as root to write it anew.
+run `.venv/bin/python -m tests.support.owners` as root to write it anew.
 
 Rules "as loaded by" a version were loaded by that program itself, of Debian 12 if no other is
 named, in a namespace with the interfaces eth0 (outside) and eth1 (inside), and read from the
