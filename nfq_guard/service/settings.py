@@ -43,6 +43,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         queue: Number of the queue.
         queues: Several queues instead, such as `0-3`; empty for the one of `queue`.
         cpu_fanout: With several queues, choose among them by CPU instead of by pair of addresses.
+            Packets of one flow may then be in several queues, each of which counts rates and heals
+            and links RSTs to packets by itself.
         evidence: The source of a flow's state: `bpf` reads the kernel's own window; `kernel-log`
             takes the reason from the kernel's log of the packet and the rest from `ctnetlink`;
             `ctnetlink` alone cannot tell which bound of the window a segment broke. `auto` takes
