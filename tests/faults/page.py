@@ -30,7 +30,8 @@ _REASONS: Final = """
 _SOAK: Final = """
 ## The soak test
 
-The daemon during F21; `.venv/bin/python -m tests.faults --fault soak --soak SECONDS` draws the figure anew.
+The daemon during F21; `.venv/bin/python -m tests.faults --fault soak --soak SECONDS` draws the
+figure anew.
 
 ![memory, descriptors and delay](soak.svg)
 """

@@ -43,8 +43,8 @@ two CPUs in one thread), with Debian 12 and its systemd, and runs on each of the
 
 `make kernels` runs 1,000,000 packets a kernel, or `PACKETS`, and all tests and trials, which takes
 hours; `make kernels-short` runs a few of each and does not change this page. Single steps can be
-run with, for example, `.venv/bin/python -m tests.kernels --page --kernel 5.15 --step fuzz`. The tables show
-the last results of each step, which are kept in `docs/kernels.jsonl`.
+run with, for example, `.venv/bin/python -m tests.kernels --page --kernel 5.15 --step fuzz`. The
+tables show the last results of each step, which are kept in `docs/kernels.jsonl`.
 
 """
 _OWNERS: Final = """
