@@ -38,13 +38,12 @@ class LoadError(Exception):
 
     Attributes:
         code: errno, or 0 when libbpf itself is missing or too old.
-        complaint: The last line of the verifier's log, or empty.
         warnings: libbpf's warnings.
     """
 
     def __init__(self, code: int, complaint: str, warnings: list[str]) -> None:
+        """`complaint` is the last line of the verifier's log, or empty."""
         self.code = code
-        self.complaint = complaint
         self.warnings = tuple(warnings)
         super().__init__(complaint or (warnings[-1] if warnings else os.strerror(code)))
 

@@ -21,7 +21,7 @@ class BreachRecord(TypedDict):
     Attributes:
         bound: The bound.
         actual: Sequence number of the packet that broke it.
-        limit: The sequence number that it was compared with.
+        limit: The last sequence number that would have passed.
         distance: Bytes from `limit` to `actual`.
     """
 

@@ -60,6 +60,7 @@ class Client:
         Raises:
             RefusedError: The response is an error.
             NotRunningError: The daemon ended before it responded, or took too long.
+            UsageError: The response is not that of a control socket.
         """
         request = json.dumps({"command": command, "arguments": arguments})
         try:
