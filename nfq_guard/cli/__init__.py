@@ -46,7 +46,7 @@ COMMANDS: Final = {
     "explain": "explain one packet of a capture",
     "why": "explain the INVALID packets in the kernel's log, and what to do next",
     "rules": "show, install, verify or remove the guard's packet filter rules",
-    "prepare": "pin the BPF program as root, for a daemon that runs with fewer privileges",
+    "prepare": "as root, pin the BPF program or turn on the kernel's log for a daemon that may not",
     "status": "show the state of the running daemon",
     "top": "watch the running daemon live",
     "reload": "make the running daemon reload its policy",

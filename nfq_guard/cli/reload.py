@@ -36,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--wait",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="wait until the policy is in force or refused; a refusal prints all mistakes",
+        help="wait until the policy is in force or refused; a refusal prints all mistakes "
+        "(default: --wait)",
     )
     add_socket(parser)
     parser.add_argument(
