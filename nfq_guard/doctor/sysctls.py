@@ -46,8 +46,8 @@ def sysctls(
     if values.get(f"{_CONNTRACK}tcp_ignore_invalid_rst", "0") != "0":
         yield note(
             "sysctl.ignore_invalid_rst",
-            "tcp_ignore_invalid_rst=1: an RST outside the window is not INVALID; rst-outside "
-            "does not occur",
+            "tcp_ignore_invalid_rst=1: an RST below what was acknowledged already is not INVALID; "
+            "rst-outside does not occur",
             "set it to 0 if the guard is to judge such RSTs",
         )
     if values.get("netfilter.nf_log_all_netns", "0") != "0":

@@ -117,6 +117,7 @@ def test_rst_below_with_the_sysctl(make_flow: Callable[..., Flow]) -> None:
     flow = make_flow(sysctls=Sysctls(ignore_invalid_rst=True)).opened()
     assert flow.see("< R 0:0(0)") == "ESTABLISHED"
     assert flow.state == "ESTABLISHED"
+    assert flow.see("< R 5000:5000(0)") == "INVALID seq-over"
 
 
 def test_rst_above_the_window(flow: Flow) -> None:

@@ -148,6 +148,13 @@ def test_each_setting_that_matters(key: str, value: str, name: str, status: Stat
     assert by_id(sysctls.sysctls(PLAIN | {key: value}))[f"sysctl.{name}"].status is status
 
 
+def test_only_an_rst_below_is_ignored() -> None:
+    """One above the window stays INVALID: `tests/conntrack/test_closing.py`."""
+    key = "netfilter.nf_conntrack_tcp_ignore_invalid_rst"
+    check = by_id(sysctls.sysctls(PLAIN | {key: "1"}))["sysctl.ignore_invalid_rst"]
+    assert "an RST below what was acknowledged already is not INVALID" in check.what
+
+
 def test_the_advice_on_be_liberal_is_the_sysctl_that_is_set() -> None:
     key = "ipv4.netfilter.ip_conntrack_tcp_be_liberal"
     check = by_id(sysctls.sysctls(PLAIN | {key: "1"}))["sysctl.be_liberal"]
