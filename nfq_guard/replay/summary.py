@@ -99,7 +99,8 @@ class SummaryRecord(TypedDict):
         reason: INVALID packets by reason.
         action: INVALID packets by action.
         rule: INVALID packets by the rule that decided.
-        flow: INVALID packets by flow, as `source > destination`.
+        flow: INVALID packets by flow, as `source > destination`; beyond 10,000 flows the key
+            `others` has those of all further ones.
         damage: Why captures were not read to their end, for each of them.
     """
 
