@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,11 +67,20 @@ class Site:
                 server.settimeout(5)
                 yield client, server
 
-    def flood(self, family: int, sport: int, count: int, *, own: bool = False) -> None:
-        """Send SYN+ACKs without a flow; with `own`, from the guarded host."""
+    def flood(
+        self,
+        family: int,
+        sport: int,
+        count: int,
+        *,
+        own: bool = False,
+        dport: int = ADVERTISED,
+        flags: str = "SA",
+    ) -> None:
+        """Send SYN+ACKs without a flow, or other segments; with `own`, from the guarded host."""
         src, dst = ADDRESSES[family] if not own else ADDRESSES[family][::-1]
         layer = IP if family == 4 else IPv6
-        packet = layer(src=src, dst=dst) / TCP(sport=sport, dport=ADVERTISED, flags="SA", seq=1)
+        packet = layer(src=src, dst=dst) / TCP(sport=sport, dport=dport, flags=flags, seq=1)
         octets = bytes(packet)[20 if family == 4 else 40 :]
         sender = self.guarded if own else self.client
         with sender.entered():
@@ -269,6 +278,44 @@ def test_a_flow_of_which_a_packet_may_pass_is_not_offloaded(site: Site, tmp_path
         event = stopped(process)
     assert event["packets"] == 200
     assert event["offload_refused"] >= 1
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("words", [("--notrack",), ("--zone", "7")])
+def test_a_connection_with_a_hidden_half_survives_a_flood(
+    site: Site, tmp_path: Path, words: tuple[str, ...], family: int
+) -> None:
+    """Conntrack sees none of the server's packets, so that all of the client's are INVALID.
+
+    Forged ones of the same flow with contradicting flags are dropped, by the daemon alone.
+    """
+    near, far = ADDRESSES[family]
+    program = "iptables" if family == 4 else "ip6tables"
+    rule = ("-p", "tcp", "--sport", str(SERVED), "-j", "CT", *words)
+    site.guarded.run(program, "-t", "raw", "-A", "OUTPUT", *rule)
+    with guard(site, tmp_path, policy=DROPS_ALL) as process, ExitStack() as stack:
+        wait_for(lambda: bool(process.events("half_hidden")))
+        with site.guarded.entered():
+            listener = socket.create_server((far, SERVED), family=DOMAINS[family])
+        stack.enter_context(listener)
+        with site.client.entered():
+            client = stack.enter_context(socket.socket(DOMAINS[family]))
+        client.settimeout(5)
+        client.bind((near, 0))
+        client.connect((far, SERVED))
+        server = stack.enter_context(listener.accept()[0])
+        server.settimeout(5)
+        site.flood(family, client.getsockname()[1], 100, dport=SERVED, flags="SF")
+        wait_for(lambda: not waiting(site))
+        assert site.left() == {}
+        for sender, receiver in ((client, server), (server, client)):
+            sender.sendall(b"12345678")
+            assert receiver.recv(8, socket.MSG_WAITALL) == b"12345678"
+        event = stopped(process)
+    assert (event["offloaded_flows"], event["offload_drops"]) == (0, 0)
+    assert event["offload_refused"] >= 1
+    assert event["actions"]["drop"] == 100
+    assert event["actions"]["allow"] >= 2
 
 
 def test_a_reload_takes_everything_back(site: Site, tmp_path: Path) -> None:
