@@ -8,6 +8,8 @@ from typing import Final, final
 
 from nfq_guard.flow import (
     IP_CT_TCP_FLAG_BE_LIBERAL,
+    IP_CT_TCP_FLAG_SACK_PERM,
+    IP_CT_TCP_FLAG_WINDOW_SCALE,
     Direction,
     FlowSnapshot,
     FlowTuple,
@@ -35,6 +37,8 @@ from nfq_guard.netlink.messages import (
 
 _ID: Final = 12  # CTA_ID
 _FLAGS_AND_MASK: Final = struct.Struct("BB")
+# What the handshake settled.
+_NEGOTIATED: Final = IP_CT_TCP_FLAG_WINDOW_SCALE | IP_CT_TCP_FLAG_SACK_PERM
 
 
 @final
@@ -44,8 +48,10 @@ class LiberalFlow:
 
     Attributes:
         snapshot: The entry without its window.
-        identity: The kernel's id of the entry. A later entry with the same tuple has another id,
-            unless it reuses the memory.
+        identity: The kernel's id of the entry, and the options that both senders have negotiated.
+            A later entry with the same tuple has another id, unless it reuses the memory. If it
+            began in the middle of the connection, where the kernel makes both senders liberal, it
+            lacks the window scales.
         liberal: The directions whose sender has the flag.
     """
 
@@ -76,11 +82,12 @@ class LiberalFlag:
         snapshot = snapshot_of(body, wanted)
         if snapshot is None:
             return None
-        flags = zip(Direction, snapshot.peer_flags or (0, 0), strict=True)
+        flags = snapshot.peer_flags or (0, 0)
         liberal = frozenset(
-            direction for direction, bits in flags if bits & IP_CT_TCP_FLAG_BE_LIBERAL
+            direction for direction in Direction if flags[direction] & IP_CT_TCP_FLAG_BE_LIBERAL
         )
         identity = attributes(body[FAMILY_HEADER.size :]).get(_ID, b"")
+        identity += bytes(bits & _NEGOTIATED for bits in flags)
         return LiberalFlow(snapshot, identity, liberal)
 
     def write(

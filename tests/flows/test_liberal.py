@@ -14,7 +14,7 @@ REPLY = frozenset({Direction.REPLY})
 
 
 def _liberal_entry(sequence: int) -> bytes:
-    tcp = nested(1, attribute(1, b"\3"), attribute(4, b"\x0a\0"), attribute(5, b"\x02\0"))
+    tcp = nested(1, attribute(1, b"\3"), attribute(4, b"\x3b\0"), attribute(5, b"\x22\0"))
     return entry(sequence, nested(4, tcp) + attribute(12, b"\0\0\0\x07"))
 
 
@@ -27,7 +27,7 @@ def test_an_entry_with_the_flag() -> None:
     found = flag.read(WANTED, 0)
     assert found is not None
     assert found.liberal == {Direction.ORIGINAL}
-    assert found.identity == b"\0\0\0\x07"
+    assert found.identity == b"\0\0\0\x07\3\2"
     assert (found.snapshot.original, found.snapshot.state) == (WANTED, TcpState.ESTABLISHED)
 
 
@@ -35,7 +35,7 @@ def test_an_entry_without_flags_or_without_tuples() -> None:
     flag = LiberalFlag(FakeConnection([entry], [_malformed_entry]))
     found = flag.read(WANTED, 0)
     assert found is not None
-    assert (found.liberal, found.identity) == (frozenset(), b"")
+    assert (found.liberal, found.identity) == (frozenset(), bytes(2))
     assert flag.read(WANTED, 0) is None
 
 

@@ -561,6 +561,29 @@ def test_what_changes_between_the_verdict_and_the_heal(site: Site, tmp_path: Pat
         assert site.directions(one) == frozenset(Direction)
 
 
+def test_a_flow_that_began_again_in_the_middle_stays_liberal(site: Site, tmp_path: Path) -> None:
+    """Conntrack does not know its window scales, so without the flag valid segments are INVALID."""
+    with site.connections(4, LIMITS.most) as made, ExitStack() as stack:
+        late = LateHealer(site.guarded, tmp_path / "log")
+        stack.callback(late.close)
+        ids: list[bytes] = []
+        for again in made:
+            late.heal(judged(site.snapshot(again)))
+            healed = site.flag.read(again.original, 0)
+            site.forget(again)
+            assert again.ping()
+            new = site.flag.read(again.original, 0)
+            assert healed is not None
+            assert new is not None
+            ids = [each.identity[:4] for each in (healed, new)]
+            if ids[0] == ids[1]:  # it occupies the same memory, as most do
+                break
+        assert ids[0] == ids[1]
+        late.tick(LIMITS.timeout_s + 1)
+        assert site.directions(again) == frozenset(Direction)
+        assert late.counts()[1:] == (0, 0, 0)
+
+
 class Busy:
     """A connection to ctnetlink that, while `refuses`, adds to each change of an entry another one.
 
