@@ -152,6 +152,7 @@ def _rules(firewall: Firewall, rules: HostRules, *, by_others: bool) -> Iterator
         by_others=by_others,
         dormant=host_rules.dormant_ours(rules),
     )
+    yield from ours.valid_packets(rules.to_us)
     yield from _order(firewall) if holders else ()
     if firewall.spec.fail_mode is FailMode.KERNEL_DROP:
         place = firewall.described_choice().backend

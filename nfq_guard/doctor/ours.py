@@ -59,7 +59,7 @@ def ours(
             "run `nfq-guard rules install`, which keeps one backend's; `nft delete table inet "
             "nfq_guard` removes the native table",
         )
-    if others.places:
+    if others.places and not others.valid:  # `valid_packets` reports those
         return warning(
             "rules.ours",
             f"our rules are in {places[0]}, and our queue gets packets by {_such(others)} too: a "
@@ -109,8 +109,24 @@ def _none(others: ToUs, *, by_others: bool) -> Check:
     )
 
 
+def valid_packets(others: ToUs) -> Iterator[Check]:
+    """A problem where rules of others hand packets to us that are not INVALID."""
+    if others.valid:
+        yield problem(
+            "queue.valid",
+            f"our queue gets packets that are not INVALID, by {_first_of(others.valid)}: the "
+            "policy decides about them too, and no other program on that queue gets them",
+            "if that rule is for another program, give the guard a queue of its own (`queue` or "
+            "`queues` under `[daemon]`); else let it match INVALID packets alone",
+        )
+
+
 def _such(others: ToUs) -> str:
-    first, more = others.places[0], len(others.places) - 1
+    return _first_of(others.places)
+
+
+def _first_of(places: Sequence[str]) -> str:
+    first, more = places[0], len(places) - 1
     return f"{first} and {more} more" if more else first
 
 

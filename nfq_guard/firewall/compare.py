@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import final
 
 from nfq_guard.firewall.render import TableRules
-from nfq_guard.firewall.saved import Saved, SavedTable, is_own, may_take_invalid, meaning, queue_of
+from nfq_guard.firewall.saved import Saved, SavedTable, is_own, may_take_invalid, meaning, queues_of
 from nfq_guard.firewall.spec import Backend, Family, Place
 
 
@@ -110,22 +110,25 @@ def remarks(
 
 def _takers(should: TableRules, table: SavedTable, place: str) -> Iterator[tuple[Kind, str]]:
     """Rules before our jump that end the chain for INVALID packets."""
-    ours = {queue_of(rule) for rule in should.rules} - {None}
+    ours = {queue for rule in should.rules for queue in queues_of(rule)}
     for number, rule in enumerate(table.of(place), start=1):
         if rule.target == should.chain:
             return
         taker = table.taker(rule) if may_take_invalid(rule.text) else None
-        if taker is not None and queue_of(taker.text) in ours:
+        if taker is None:
+            continue
+        queues = queues_of(taker.text)
+        judged = ours.intersection(queues)
+        if judged and len(judged) == len(queues):
             continue  # it leads to our queue, as our own rule does
+        but = " unless it gets to a queue of ours" if judged else ""
         if taker is rule:
-            detail = f"rule {number} `{rule.text}` ends the chain: what it matches is not judged"
-            yield Kind.TAKEN_BEFORE, detail
-        elif taker is not None:
-            yield (
-                Kind.TAKEN_BEFORE,
-                f"rule {number} leads to `{taker.text}` in chain {taker.chain}: what that matches "
-                "is not judged",
+            what = f"rule {number} `{rule.text}` ends the chain: what it matches"
+        else:
+            what = (
+                f"rule {number} leads to `{taker.text}` in chain {taker.chain}: what that matches"
             )
+        yield Kind.TAKEN_BEFORE, f"{what} is not judged{but}"
 
 
 def _policy(table: SavedTable, place: str) -> Iterator[tuple[Kind, str]]:

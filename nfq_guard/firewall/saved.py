@@ -127,6 +127,12 @@ def queue_of(rule: str) -> str | None:
     return None if match is None else match[0]
 
 
+def queues_of(rule: str) -> range:
+    """The queues to which a rule leads; empty for none."""
+    first, _, last = (queue_of(rule) or "").partition(":")
+    return range(int(first), int(last or first) + 1) if first else range(0)
+
+
 def parse(text: str) -> Saved:
     """Read the output of iptables-save; unknown lines are skipped.
 

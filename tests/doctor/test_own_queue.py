@@ -12,7 +12,7 @@ from nfq_guard.cli import main
 from nfq_guard.doctor import foreign, own_queue, path
 from nfq_guard.doctor.check import Status
 from nfq_guard.doctor.nft_rules import Ruleset
-from nfq_guard.doctor.ours import ours
+from nfq_guard.doctor.ours import ours, valid_packets
 from nfq_guard.doctor.rule_model import Table
 from nfq_guard.firewall import Backend
 from nfq_guard.lab.netns import Namespace
@@ -122,6 +122,59 @@ def test_a_rule_that_misses_packets(chain: str) -> None:
     assert (len(found.places), found.in_prerouting) == (1, False)
     check = ours([], [], others=found, by_others=True)
     assert (check.status, "none in PREROUTING" in check.what) == (Status.WARNING, True)
+
+
+FORWARD = "*filter\n:FORWARD ACCEPT [0:0]\n:USERS - [0:0]\n"
+
+
+@pytest.mark.parametrize(
+    ("rules", "valid"),
+    [
+        ("-A FORWARD -j NFQUEUE --queue-num 7", 1),
+        ("-A FORWARD -p udp -j NFQUEUE --queue-balance 6:9", 1),
+        ("-A FORWARD -j NFQUEUE --queue-balance 8:9", 0),
+        ("-A FORWARD -m conntrack --ctstate NEW -j NFQUEUE --queue-num 7", 1),
+        ("-A FORWARD -j USERS\n-A USERS -j NFQUEUE --queue-num 7", 1),
+        ("-A FORWARD -j USERS\n-A USERS -j USERS\n-A FORWARD -j NFQUEUE --queue-num 7", 1),
+        (f"-A FORWARD {INVALID} -j NFQUEUE --queue-num 7", 0),
+        (f"-A FORWARD {INVALID} -j USERS\n-A USERS -j NFQUEUE --queue-num 7", 0),
+        ("-A FORWARD -m conntrack ! --ctstate NEW,ESTABLISHED -j NFQUEUE --queue-num 7", 0),
+        ("-A FORWARD -m conntrack ! --ctstate INVALID -j ACCEPT\n-A FORWARD -j NFQUEUE", 0),
+        ("-A USERS -j NFQUEUE --queue-num 7", 0),
+    ],
+)
+def test_a_rule_that_hands_valid_packets_to_us(rules: str, valid: int) -> None:
+    """Most likely it is for another program, with a queue that is ours."""
+    found = own_queue.adopt(tables_of(f"{FORWARD}{rules}\n"), {0, 7, *range(100, 102)})
+    assert len(found.valid) == valid
+    checks = list(valid_packets(found))
+    assert [(check.id, check.status) for check in checks] == [
+        ("queue.valid", Status.PROBLEM)
+    ] * valid
+    if valid:  # its other advice would be to keep that rule alone
+        assert ours(["nft"], [], others=found).status is Status.OK
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("backend", list(Backend))
+@pytest.mark.parametrize("target", ["--queue-num 7", "--queue-balance 5:7", "--queue-balance 8:9"])
+def test_a_queue_shared_with_another_program(
+    namespace: Callable[[str], Namespace],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    backend: Backend,
+    target: str,
+) -> None:
+    host = namespace("shared")
+    words = (f"iptables-{backend}", "-A", "FORWARD", "-p", "udp", "-j", "NFQUEUE")
+    host.run(*words, *target.split(), "--queue-bypass")
+    config = tmp_path / "c.toml"
+    config.write_text("[daemon]\nqueue = 7\n")
+    with host.entered():
+        main(["doctor", "--format", "json", "--config", str(config)])
+        doctor = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    found = [one for one in doctor if one["id"] == "queue.valid"]
+    assert [one["status"] for one in found] == ["problem"] * ("7" in target)
 
 
 @pytest.mark.kernel

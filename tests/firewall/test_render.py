@@ -169,6 +169,22 @@ def test_a_rule_before_ours_that_takes_invalid_packets_is_named(
     assert {one.kind for one in found} == kinds
 
 
+@pytest.mark.parametrize(
+    ("queues", "says"),
+    [("7:9", "is not judged"), ("1:2", ""), ("2:5", "is not judged unless it gets to a queue")],
+)
+def test_a_rule_before_ours_that_leads_to_some_of_our_queues(queues: str, says: str) -> None:
+    live = parse(
+        "*mangle\n:PREROUTING ACCEPT [0:0]\n:NFQ_GUARD - [0:0]\n"
+        f"-A PREROUTING -p udp -j NFQUEUE --queue-balance {queues}\n"
+        "-A PREROUTING -j NFQ_GUARD\nCOMMIT\n"
+    )
+    spec = RulesSpec(first_queue=0, last_queue=3)
+    found = remarks(wanted(spec, Backend.NFT), live, Family.IPV4, Backend.NFT)
+    assert len(found) == bool(says)
+    assert all(says in one.detail for one in found)
+
+
 def test_the_rule_that_takes_invalid_packets_is_named_with_its_chain() -> None:
     live = parse(
         "*mangle\n:PREROUTING ACCEPT [0:0]\n:PROXY - [0:0]\n:NFQ_GUARD - [0:0]\n"
