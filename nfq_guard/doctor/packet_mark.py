@@ -127,7 +127,8 @@ class Marks(NamedTuple):
         if self.known is not None:
             known = [self.known.meets(test) for test in when.marks]
         differs = invalid != known or any(
-            test.mask & self.differ & ~self.restored for test in when.marks
+            test.mask & self.differ & ~self.restored or self._lacks_restored(test)
+            for test in when.marks
         )
         mixed = differs or any(test.mask & self.differ for test in when.marks)
         met = {test.on for test, truth in zip(when.marks, invalid, strict=True) if truth == 2}
@@ -153,6 +154,17 @@ class Marks(NamedTuple):
             lost=when.lost,
             known=known_truth,
         )
+
+    def _lacks_restored(self, test: MarkTest) -> bool:
+        """Whether a mark that nothing has written passes a test, and that of a connection may not.
+
+        The mark of a packet that comes from an interface is 0, unless something outside of the
+        rules, such as a filter of tc, has written it.
+        """
+        if self.invalid is None or self.known is None or not test.mask & self.restored:
+            return False
+        unwritten = Bits(ALL_BITS, self.invalid.value)
+        return unwritten.meets(test) is Truth.YES and self.known.meets(test) is not Truth.YES
 
 
 def _either(one: Bits | None, other: Bits | None) -> Bits | None:

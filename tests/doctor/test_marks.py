@@ -578,6 +578,32 @@ OF_KNOWN = "-m conntrack --ctstate RELATED,ESTABLISHED -j MARK"
             ("FORWARD -m mark --mark 1 -j ACCEPT", "FORWARD -j DROP"),
             "dropped by default: `-j DROP`",
         ),
+        # A packet of a connection gets its mark; an INVALID one keeps 0, with which it came.
+        (
+            ("PREROUTING -j CONNMARK --restore-mark",),
+            ("FORWARD -m mark --mark 0 -j DROP",),
+            "is accepted, or dropped by `-m mark --mark 0 -j DROP`",
+        ),
+        (
+            ("PREROUTING -j CONNMARK --restore-mark --nfmask 0xff --ctmask 0xff",),
+            ("FORWARD -m mark ! --mark 1/0xff -j DROP",),
+            "is accepted, or dropped by `-m mark ! --mark 1/0xff -j DROP`",
+        ),
+        (
+            ("PREROUTING -j CONNMARK --restore-mark",),
+            ("FORWARD -m mark --mark 1 -j DROP",),
+            "is accepted, unless a rule for other",
+        ),
+        (
+            ("PREROUTING -j MARK --set-xmark 2/2", "PREROUTING -j CONNMARK --restore-mark"),
+            ("FORWARD -m mark --mark 0 -j DROP",),
+            "is accepted",
+        ),
+        (
+            ("PREROUTING -j CONNMARK --restore-mark --nfmask 0xff --ctmask 0xff",),
+            ("FORWARD -m mark --mark 0/0xff00 -j DROP",),
+            "is accepted, unless a rule for other",
+        ),
         # A write in INPUT or OUTPUT does not change what is forwarded.
         (
             (f"PREROUTING {OF_INVALID} --set-mark 1", "INPUT -j MARK --set-mark 0"),

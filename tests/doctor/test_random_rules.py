@@ -8,6 +8,7 @@ import pytest
 from nfq_guard.doctor import host_rules, path
 from nfq_guard.doctor.check import Status
 from nfq_guard.doctor.rule_model import Act
+from nfq_guard.firewall.xtables import System
 from tests.fuzz_rules.__main__ import run
 from tests.fuzz_rules.compare import Outcome, Router
 from tests.fuzz_rules.generate import Part, RuleSet
@@ -70,5 +71,45 @@ def test_a_list_that_invalid_packets_fill(router: Router, part: Part) -> None:
         check = fate_of(list(path.walk(host_rules.read().tables, 4)), "forward")
     finally:
         router.clear(rules)
+    assert check.status is Status.WARNING
+    assert "or dropped by" in check.what
+
+
+RESTORES = (
+    Part(
+        "nft",
+        _table(
+            "chain early { type filter hook prerouting priority -140;\n"
+            "meta mark set ct mark map { 0x1 : 0x10, 0x2 : 0x20 }\n}",
+            f"chain c {{ {HEAD}\nmeta mark != 0x10 drop\n}}",
+        ),
+    ),
+    Part(
+        "nft",
+        _table(
+            "chain early { type filter hook prerouting priority -140;\nmeta mark set ct mark\n}",
+            f"chain c {{ {HEAD}\nmeta mark 0 drop\n}}",
+        ),
+    ),
+    Part(
+        "iptables-legacy",
+        "*mangle\n-A PREROUTING -j CONNMARK --restore-mark\nCOMMIT\n"
+        "*filter\n-A FORWARD -m mark --mark 0 -j DROP\nCOMMIT\n",
+    ),
+)
+
+
+@pytest.mark.parametrize("part", RESTORES)
+def test_the_mark_of_a_connection_that_invalid_packets_lack(router: Router, part: Part) -> None:
+    rules = RuleSet([part])
+    port = router.open(4)
+    try:
+        assert router.load(rules)
+        assert System().run(["conntrack", "-U", "-f", "ipv4", "--mark", "1"], "").status == 0
+        assert router.outcome(4, port) == Outcome(Act.DROP, None)
+        check = fate_of(list(path.walk(host_rules.read().tables, 4)), "forward")
+    finally:
+        router.clear(rules)
+        System().run(["iptables-legacy", "-t", "mangle", "-F"], "")
     assert check.status is Status.WARNING
     assert "or dropped by" in check.what
