@@ -111,7 +111,7 @@ def _check(group: list[Met], behind: Mapping[tuple[str, int], Met]) -> Check | N
         return note(name, f"{where}, {met.order}: part of a SYNPROXY set-up", todo)
     match met.order:
         case Order.UNTRACKED if takes and met.finding.listed:
-            return warning(name, f"{where}, {met.order}: the guard never sees them", todo)
+            return warning(name, f"{where}, {met.order}: {_unseen(met)}", todo)
         case Order.UNTRACKED if takes:
             return problem(
                 name,
@@ -119,7 +119,7 @@ def _check(group: list[Met], behind: Mapping[tuple[str, int], Met]) -> Check | N
                 f"move it behind connection tracking; {todo}",
             )
         case Order.BEFORE:
-            return problem(name, f"{where}, {met.order}: the guard never sees them", todo)
+            return problem(name, f"{where}, {met.order}: {_unseen(met)}", todo)
         case Order.TIED:
             return warning(
                 name, f"{where}, {met.order}: which of the two runs first is undefined", todo
@@ -138,6 +138,17 @@ def _check(group: list[Met], behind: Mapping[tuple[str, int], Met]) -> Check | N
             )
         case _:
             return warning(name, f"{where}, {met.order}: whatever the policy allows", todo)
+
+
+def _unseen(met: Met) -> str:
+    """Which packets of a rule before ours the guard sees."""
+    rule = met.finding.rule
+    if rule.act is Act.ELSEWHERE and rule.target.startswith("queue "):
+        return (
+            "the guard sees only those that the program on that queue passes on to it (NF_REPEAT; "
+            "from a base chain other than the guard's also NF_ACCEPT)"
+        )
+    return "the guard never sees them"
 
 
 def _untracked(met: Met) -> str:

@@ -4,11 +4,14 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import final
+from typing import Final, final
 
 from nfq_guard.firewall.render import TableRules
 from nfq_guard.firewall.saved import Saved, SavedTable, is_own, may_take_invalid, meaning, queues_of
 from nfq_guard.firewall.spec import Backend, Family, Place
+
+_QUEUES: Final = frozenset({"NFQUEUE", "QUEUE"})
+"""Targets by which a program decides."""
 
 
 class Kind(StrEnum):
@@ -121,14 +124,23 @@ def _takers(should: TableRules, table: SavedTable, place: str) -> Iterator[tuple
         judged = ours.intersection(queues)
         if judged and len(judged) == len(queues):
             continue  # it leads to our queue, as our own rule does
-        but = " unless it gets to a queue of ours" if judged else ""
+        but = ", unless it gets to a queue of ours" if judged else ""
         if taker is rule:
-            what = f"rule {number} `{rule.text}` ends the chain: what it matches"
+            what, pronoun = f"rule {number} `{rule.text}`", "it"
         else:
-            what = (
-                f"rule {number} leads to `{taker.text}` in chain {taker.chain}: what that matches"
+            what = f"rule {number} leads to `{taker.text}` in chain {taker.chain}"
+            pronoun = "that"
+        if taker.target in _QUEUES:
+            # NF_ACCEPT ends the base chain; NF_REPEAT starts it again.
+            yield (
+                Kind.TAKEN_BEFORE,
+                f"{what}: of what {pronoun} matches{but}, packets that the program on the queue "
+                "accepts are not judged; those that it repeats (NF_REPEAT) are, once they do not "
+                "match",
             )
-        yield Kind.TAKEN_BEFORE, f"{what} is not judged{but}"
+        else:
+            ends = " ends the chain" if taker is rule else ""
+            yield Kind.TAKEN_BEFORE, f"{what}{ends}: what {pronoun} matches is not judged"
 
 
 def _policy(table: SavedTable, place: str) -> Iterator[tuple[Kind, str]]:

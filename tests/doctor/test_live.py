@@ -70,6 +70,35 @@ def test_a_rule_that_takes_packets_away_from_us_is_a_warning(host: Host, backend
     assert "rule 1 `-p tcp -j ACCEPT` ends the chain" in order[0]["what"]
 
 
+@pytest.mark.parametrize(
+    ("rules", "what"),
+    [
+        ("-I PREROUTING 1 -m mark ! --mark 1/1 -j NFQUEUE --queue-num 5\n", "rule 1 `-m mark"),
+        (":IPS -\n-I PREROUTING 1 -j IPS\n-A IPS -j NFQUEUE --queue-num 5\n", "in chain IPS: "),
+    ],
+)
+def test_a_program_may_repeat_what_it_gets_before_us(
+    host: Host, backend: Backend, rules: str, what: str
+) -> None:
+    """NF_REPEAT starts the base chain again (kernel.md 5), as Suricata's repeat mode has it."""
+    host.command("rules", "install", "--backend", backend)
+    host.restore(backend, Family.IPV4, f"*mangle\n{rules}COMMIT\n")
+    _, checks = host.examine()
+    (order,) = [check for check in checks if check["id"] == "rules.order"]
+    assert what in order["what"]
+    assert "the program on the queue accepts are not judged" in order["what"]
+    assert "repeats (NF_REPEAT) are" in order["what"]
+
+
+def test_a_program_that_gets_invalid_packets_before_us(host: Host, backend: Backend) -> None:
+    host.command("rules", "install", "--backend", backend)
+    rule = "-I PREROUTING 1 -m conntrack --ctstate INVALID -m mark ! --mark 1/1 -j NFQUEUE"
+    host.restore(backend, Family.IPV4, f"*mangle\n{rule} --queue-num 5\nCOMMIT\n")
+    found = host.foreign()["plain"]
+    assert found["status"] == "problem"
+    assert "the guard sees only those that the program on that queue passes on" in found["what"]
+
+
 def test_istios_drop_is_a_problem_before_our_rules_are_installed(
     host: Host, backend: Backend
 ) -> None:
