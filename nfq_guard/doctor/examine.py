@@ -9,6 +9,7 @@ from typing import Final
 from nfq_guard import capabilities
 from nfq_guard.doctor import (
     before_conntrack,
+    beside_rules,
     collect,
     evidence,
     host,
@@ -73,6 +74,7 @@ def examine(
     yield from _table()
     yield from _rules(firewall, rules, by_others=by_others)
     yield from host.checks(rules, policy)
+    yield from beside_rules.checks(beside_rules.read())
     yield from _queues(firewall)
     yield from _interfaces()
 
@@ -120,7 +122,9 @@ def _table() -> Iterator[Check]:
     maximum = collect.number(_CONNTRACK / "nf_conntrack_max")
     if count is not None and maximum is not None:
         yield table.fill(count, maximum)
-    yield from table.counters(table.parse_counters(collect.text(collect.NET / "stat/nf_conntrack")))
+    ipvs = beside_rules.services(collect.text(collect.NET / "ip_vs")) > 0
+    sums = table.parse_counters(collect.text(collect.NET / "stat/nf_conntrack"))
+    yield from table.counters(sums, ipvs=ipvs)
 
 
 def _rules(firewall: Firewall, rules: HostRules, *, by_others: bool) -> Iterator[Check]:

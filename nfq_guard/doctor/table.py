@@ -36,8 +36,14 @@ def fill(count: int, maximum: int) -> Check:
     return ok("table.fill", what)
 
 
-def counters(sums: dict[str, int]) -> Iterator[Check]:
-    """Counts since the namespace was created, by column of `parse_counters`."""
+def counters(sums: dict[str, int], *, ipvs: bool = False) -> Iterator[Check]:
+    """Counts since the namespace was created.
+
+    Args:
+        sums: The counts, by column of `parse_counters`.
+        ipvs: Whether IPVS has services, to which an INVALID packet gets a second entry (kernel.md
+            2).
+    """
     if not sums:
         return
     failed = sums.get("insert_failed", 0)
@@ -59,7 +65,8 @@ def counters(sums: dict[str, int]) -> Iterator[Check]:
             "table.insert_failed",
             f"{counted(failed, 'packet')} dropped because another packet inserted the same entry "
             "first: two packets of one new flow at once, or two flows that were given one "
-            "translated port (often DNS over UDP)",
+            "translated port (often DNS over UDP)"
+            + ("; with IPVS, INVALID packets to its services as well" if ipvs else ""),
             "where the host masquerades, use --random-fully (nftables: fully-random); for DNS, a "
             "cache on the host or TCP",
         )

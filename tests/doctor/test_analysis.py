@@ -349,6 +349,16 @@ def test_receive_work_on_a_single_cpu_host_is_ok() -> None:
     assert check.status is Status.OK
 
 
+def test_lost_entries_of_a_host_with_ipvs() -> None:
+    """An INVALID packet to a service is NEW behind IPVS, and its entry clashes (kernel.md 2)."""
+    sums = {"drop": 2, "insert_failed": 2}
+    plain, with_ipvs = (
+        next(each for each in table.counters(sums, ipvs=ipvs) if each.id == "table.insert_failed")
+        for ipvs in (False, True)
+    )
+    assert with_ipvs.what == f"{plain.what}; with IPVS, INVALID packets to its services as well"
+
+
 @pytest.mark.parametrize(
     ("text", "status"),
     [
