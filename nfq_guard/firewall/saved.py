@@ -13,7 +13,7 @@ _HIDDEN: Final = re.compile(r"# Table `(\w+)' is incompatible")
 # Targets after which the packet leaves the table. Others (MARK, TEE, LOG, ...) continue.
 _TERMINAL: Final = frozenset({"ACCEPT", "QUEUE", "NFQUEUE", "TPROXY", "SYNPROXY", "STOLEN"})
 _DROPPING: Final = frozenset({"DROP", "REJECT"})
-_QUEUES: Final = re.compile(r"(?<=--queue-num )\d+|(?<=--queue-balance )[\d:]+")
+_QUEUES: Final = ("--queue-num", "--queue-balance")
 # A word of iptables-save: in quotes, where a backslash precedes each quote and backslash, or plain.
 _WORD: Final = re.compile(r'"((?:[^"\\]|\\.)*)"(?!\S)|(\S+)')
 _ESCAPED: Final = re.compile(r"\\(.)")
@@ -123,8 +123,9 @@ def is_own(chain: str) -> bool:
 
 def queue_of(rule: str) -> str | None:
     """The queue to which a rule leads: `7`, or `7:9` for several; None for none."""
-    match = _QUEUES.search(rule)
-    return None if match is None else match[0]
+    words = split(rule)
+    option = next((each for each in _QUEUES if each in words[:-1]), None)
+    return None if option is None else words[words.index(option) + 1]
 
 
 def queues_of(rule: str) -> range:

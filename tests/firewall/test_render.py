@@ -153,6 +153,7 @@ def test_saved_rules_are_read_whoever_wrote_them() -> None:
         ("-m helper ! --helper ftp -j ACCEPT", {Kind.TAKEN_BEFORE}),
         ("-m connlabel ! --label 1 -j ACCEPT", {Kind.TAKEN_BEFORE}),
         ("-m comment --comment connmark -j ACCEPT", {Kind.TAKEN_BEFORE}),
+        ('-m comment --comment "not for --queue-num 0" -j ACCEPT', {Kind.TAKEN_BEFORE}),
     ],
 )
 def test_a_rule_before_ours_that_takes_invalid_packets_is_named(
