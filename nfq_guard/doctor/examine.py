@@ -141,6 +141,7 @@ def _rules(firewall: Firewall, rules: HostRules, *, by_others: bool) -> Iterator
     yield from tracking.checks(
         rules, firewall.families, collect.tracked_flows(), collect.forwarded()
     )
+    yield from tracking.stateless(rules.path())
     native = rules.native
     places = [*holders, *(["nftables"] if native is not None and native.ours else [])]
     differences: list[Difference] = []

@@ -231,7 +231,7 @@ class _Walker:
     def _add(self, rule: Rule, place: int, when: Condition, inner: Walk | None) -> None:
         """Add what the segment may meet by a rule."""
         writes = rule.mark is not None or rule.tracking is not None or rule.template or rule.fills
-        if rule.act in ENDS or writes:
+        if rule.act in ENDS or writes or rule.redirects:
             here = Finding(
                 self._table,
                 self._name,

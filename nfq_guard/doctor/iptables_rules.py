@@ -75,9 +75,9 @@ _TARGETS: Final = {
 }
 PASSING: Final = frozenset(
     {
-        *("AUDIT", "CHECKSUM", "CLASSIFY", "CONNMARK", "CONNSECMARK", "CT", "DSCP", "ECN", "HL"),
-        *("HMARK", "IDLETIMER", "LED", "LOG", "MARK", "NFLOG", "NOTRACK", "RATEEST", "SECMARK"),
-        *("SET", "TCPMSS", "TCPOPTSTRIP", "TEE", "TOS", "TRACE", "TTL", "ULOG"),
+        *("AUDIT", "CHECKSUM", "CLASSIFY", "CONNMARK", "CONNSECMARK", "CT", "DNPT", "DSCP", "ECN"),
+        *("HL", "HMARK", "IDLETIMER", "LED", "LOG", "MARK", "NFLOG", "NOTRACK", "RATEEST"),
+        *("SECMARK", "SET", "SNPT", "TCPMSS", "TCPOPTSTRIP", "TEE", "TOS", "TRACE", "TTL", "ULOG"),
     }
 )
 """The targets after which the rules go on."""
@@ -149,6 +149,7 @@ def _rule(saved: SavedRule, table: SavedTable, protocol: str) -> Rule:
         fills=_fills(matches, target),
         tracking=_tracking(target),
         template=bool(target) and target[0].values in {("CT",), ("NOTRACK",)},
+        redirects=bool(target) and target[0].values == ("DNPT",),
         own=is_own(name) or is_own(saved.chain),
     )
 

@@ -359,6 +359,12 @@ def names_state(expr: Any) -> bool:  # noqa: ANN401 - JSON
     return isinstance(expr, list) and any(names_state(each) for each in expr)
 
 
+def is_destination(key: Any) -> bool:  # noqa: ANN401 - JSON
+    """Whether a key is the destination address of the packet."""
+    payload = key.get("payload") if isinstance(key, dict) else None
+    return payload in ({"protocol": "ip", "field": "daddr"}, {"protocol": "ip6", "field": "daddr"})
+
+
 def _reads_entry(expr: Any) -> bool:  # noqa: ANN401 - JSON
     if isinstance(expr, dict):
         if isinstance(expr.get("ct"), dict) and expr["ct"].get("key") != "state":

@@ -307,6 +307,9 @@ class _Reader:
                         before = all_of(conditions)
                         yield Rule(text, before, Act.GO_ON, restores=bits, handle=handle)
                     conditions.append(when)
+                    if nft_match.is_destination(value["key"]):
+                        all_so_far = all_of(conditions)
+                        yield Rule(text, all_so_far, Act.GO_ON, redirects=True, handle=handle)
                     if mark is not None or zone is not None:
                         written = Rule(text, all_of(conditions), Act.GO_ON, handle=handle)
                         yield replace(written, mark=mark, tracking=zone, template=zone is not None)

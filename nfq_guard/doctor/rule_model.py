@@ -281,6 +281,7 @@ class Rule:
         tracking: Its effect on tracking; None without one.
         template: Whether conntrack's template is attached to the packet, or the packet is not
             tracked, from here on: the state before conntrack is NEW or UNTRACKED, not INVALID.
+        redirects: Whether it writes the destination address, without conntrack.
         own: Whether it is a rule of ours.
         handle: Its handle in nftables; 0 elsewhere.
     """
@@ -294,6 +295,7 @@ class Rule:
     fills: str = ""
     tracking: TrackingWrite | None = None
     template: bool = False
+    redirects: bool = False
     own: bool = False
     handle: int = 0
 

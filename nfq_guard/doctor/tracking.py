@@ -11,11 +11,15 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
+from nfq_guard.doctor import owners
 from nfq_guard.doctor.check import Check, note, warning
 from nfq_guard.doctor.host_rules import HostRules
+from nfq_guard.doctor.path import Met, Order
 from nfq_guard.doctor.rule_model import FAMILIES
 from nfq_guard.firewall import Family
 from nfq_guard.firewall.saved import SavedRule, is_own, split
+from nfq_guard.names import counted
+from nfq_guard.raw_rules import UNTRACKED
 
 _MATCHES: Final = frozenset(
     {
@@ -38,6 +42,8 @@ _WORDS: Final = frozenset(
 """What needs conntrack in nft's JSON."""
 _TEXT: Final = re.compile(r"\b(?:ct|dnat|flow|masquerade|redirect|snat|synproxy)\b")
 """The same in a statement that nft lists as text."""
+_TRACKED_IN: Final = frozenset({"prerouting", "output"})
+"""The hooks where conntrack sees a packet."""
 _WHAT: Final = (
     "in dry-run as well: it reassembles fragments, loses those whose other parts take another way, "
     "and drops packets of new flows while its table is full"
@@ -92,6 +98,45 @@ def checks(
         todo = f'to leave these packets alone, set `families` = "{other}"'
     severity = warning if any(int(family) in forwarded for family in found) else note
     yield severity("tracking.by_us", describe(found), todo)
+
+
+def stateless(path: Iterable[Met]) -> Iterator[Check]:
+    """Whether a rule behind conntrack writes the destination address, of which conntrack knows not.
+
+    Args:
+        path: The rules that a packet meets in every hook, for both families.
+    """
+    mets = list(path)
+    untracks = any(_untracks(met) for met in mets)
+    found = list(dict.fromkeys(_place(met) for met in mets if _redirects(met)))
+    if not found:
+        return
+    more = f" and {counted(len(found) - 1, 'more rule')}" if len(found) > 1 else ""
+    severity = note if untracks else warning
+    yield severity(
+        "tracking.stateless",
+        f"{found[0]}{more}: writes the destination address behind conntrack, which knows one "
+        "direction only of these connections and calls the SYN+ACK of the other one INVALID "
+        "(no-entry)"
+        + (", unless a rule before conntrack untracks them" if untracks else "")
+        + "; a rule or a policy that drops it lets nobody connect",
+        "untrack these packets before conntrack (CT --notrack, notrack), write the address there, "
+        "or leave packets without an entry (no-entry) allowed",
+    )
+
+
+def _redirects(met: Met) -> bool:
+    behind = met.order not in {Order.UNTRACKED, Order.NEVER}
+    return met.finding.rule.redirects and met.hook in _TRACKED_IN and behind
+
+
+def _untracks(met: Met) -> bool:
+    tracking = met.finding.rule.tracking
+    return tracking is not None and tracking.zone == UNTRACKED and met.order is Order.UNTRACKED
+
+
+def _place(met: Met) -> str:
+    return f"`{met.finding.rule.text}` ({owners.place(met.finding)})"
 
 
 def _has_ours(rules: HostRules) -> bool:

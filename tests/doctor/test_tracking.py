@@ -15,6 +15,7 @@ from nfq_guard.firewall import BOTH_FAMILIES, Backend, Family
 from nfq_guard.firewall.saved import parse
 from nfq_guard.lab.netns import Namespace
 from tests.doctor.conftest import Host
+from tests.support.listings import nft, tables_of
 
 # Sends one datagram of each family to itself; prints by how many entries the table grew.
 _GROWS = """
@@ -172,3 +173,63 @@ def test_forwarded_families(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collect, "number", lambda path: int("ipv6" in str(path)))
     assert collect.forwarded() == {6}
     assert collect.forwards()
+
+
+_DNPT = "-j DNPT --src-pfx 2001:db8:a::/64 --dst-pfx fd00::/64"
+
+
+def _stateless(native: str = "", *tables: str) -> list[Check]:
+    mangle = "*mangle\n:PREROUTING ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n"
+    rules = HostRules(tables=tables_of("".join((mangle, *tables))))
+    if native:
+        rules.tables += Ruleset(native).tables()
+    return list(tracking.stateless(rules.path()))
+
+
+def _writing(field: str, protocol: str = "ip6") -> dict[str, object]:
+    key = {"payload": {"protocol": protocol, "field": field}}
+    return {"mangle": {"key": key, "value": "fd00::2"}}
+
+
+def test_a_destination_that_is_written_behind_conntrack() -> None:
+    """Measured: the SYN+ACK is INVALID, and with a drop of INVALID packets nobody connects."""
+    (check,) = _stateless("", f"-A PREROUTING -i eth0 {_DNPT}\n")
+    assert (check.id, check.status) == ("tracking.stateless", Status.WARNING)
+    (check,) = _stateless(nft([_writing("daddr")], hook="prerouting", priority=-100))
+    assert check.status is Status.WARNING
+    assert "writes the destination address behind conntrack" in check.what
+
+
+@pytest.mark.parametrize(
+    ("field", "protocol", "hook", "priority"),
+    [
+        ("daddr", "ip6", "prerouting", -300),
+        ("daddr", "ip6", "forward", 0),
+        ("saddr", "ip6", "postrouting", 0),
+        ("hoplimit", "ip6", "prerouting", 0),
+        ("daddr", "ether", "prerouting", 0),
+    ],
+)
+def test_writes_that_conntrack_does_not_miss(
+    field: str, protocol: str, hook: str, priority: int
+) -> None:
+    assert _stateless(nft([_writing(field, protocol)], hook=hook, priority=priority)) == []
+
+
+def test_packets_that_are_not_tracked_may_be_written() -> None:
+    untracked = "*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -i eth0 -j CT --notrack\n"
+    (check,) = _stateless("", f"-A PREROUTING -i eth0 {_DNPT}\n", untracked)
+    assert check.status is Status.NOTE
+    assert "unless a rule before conntrack untracks them" in check.what
+
+
+@pytest.mark.kernel
+def test_stateless_translation_is_read_from_the_kernel(host: Host) -> None:
+    host.restore(Backend.LEGACY, Family.IPV6, f"*mangle\n-A PREROUTING {_DNPT}\nCOMMIT\n")
+    chain = "type filter hook output priority 0; ip daddr 192.0.2.1 ip daddr set 192.0.2.2;"
+    host.ns.run("nft", "-f", "-", stdin=f"table ip st {{ chain c {{ {chain} }}\n}}\n")
+    _, checks = host.examine()
+    (check,) = [check for check in checks if check["id"] == "tracking.stateless"]
+    assert "and 1 more rule" in check["what"]
+    unknown = [check for check in checks if "cannot be followed" in check["what"]]
+    assert unknown == [], "DNPT goes on to the next rule"
