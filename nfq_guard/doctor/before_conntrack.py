@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from nfq_guard.doctor import collect, host_rules, iptables_rules, nft_rules, own_queue, owners
-from nfq_guard.doctor.check import Check, ok, warning
+from nfq_guard.doctor.check import Check, note, ok, warning
 from nfq_guard.doctor.follow import Finding, Follower
 from nfq_guard.doctor.header_words import addresses, ports, split
 from nfq_guard.doctor.one_sided import one_sided
@@ -258,13 +258,24 @@ def _interval(field: Field, part: str) -> tuple[bytes, bytes]:
     return low.to_bytes(2, "big"), high.to_bytes(2, "big")
 
 
-def checks(reading: RawReading) -> Iterator[Check]:
-    """Whether a rule before conntrack hides one half of the traffic."""
+def checks(reading: RawReading, *, translated: bool = False) -> Iterator[Check]:
+    """Whether a rule before conntrack hides one half of the traffic.
+
+    Args:
+        reading: The rules before conntrack.
+        translated: Whether a rule behind conntrack writes addresses: the other half then has
+            others, by which a rule may hide it as well.
+    """
     for text in reading.one_sided:
-        yield warning(
+        severity = note if translated else warning
+        unless = (
+            ", unless a rule hides that one too, by its addresses before or behind the translation "
+            "of tracking.stateless"
+        )
+        yield severity(
             "tracking.half",
-            f"{text}: conntrack calls the visible half INVALID, and the daemon does not drop what "
-            "it matches",
+            f"{text}: conntrack calls the visible half INVALID{unless if translated else ''}, and "
+            "the daemon does not drop what it matches",
             owners.todo_untracked(text),
         )
     if not reading.one_sided:

@@ -137,11 +137,12 @@ def _rules(firewall: Firewall, rules: HostRules, *, by_others: bool) -> Iterator
         )
     ]
     early = before_conntrack.read(_queue_numbers(firewall))
-    yield from before_conntrack.checks(early)
+    stateless = list(tracking.stateless(rules.path()))
+    yield from before_conntrack.checks(early, translated=bool(stateless))
     yield from tracking.checks(
         rules, firewall.families, collect.tracked_flows(), collect.forwarded()
     )
-    yield from tracking.stateless(rules.path())
+    yield from stateless
     native = rules.native
     places = [*holders, *(["nftables"] if native is not None and native.ours else [])]
     differences: list[Difference] = []

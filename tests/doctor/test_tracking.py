@@ -224,6 +224,18 @@ def test_packets_that_are_not_tracked_may_be_written() -> None:
 
 
 @pytest.mark.kernel
+def test_both_halves_of_a_translated_connection_may_be_untracked(host: Host) -> None:
+    """As the manual of DNPT says; nothing is INVALID then. Each half has addresses of its own."""
+    raw = "*raw\n-A PREROUTING -i a -d 2001:db8:a::/64 -j CT --notrack\nCOMMIT\n"
+    host.restore(Backend.LEGACY, Family.IPV6, raw)
+    (plain,) = [check for check in host.examine()[1] if check["id"] == "tracking.half"]
+    host.restore(Backend.LEGACY, Family.IPV6, f"*mangle\n-A PREROUTING {_DNPT}\nCOMMIT\n")
+    (half,) = [check for check in host.examine()[1] if check["id"] == "tracking.half"]
+    assert (plain["status"], half["status"]) == ("warning", "note")
+    assert "unless a rule hides that one too" in half["what"]
+
+
+@pytest.mark.kernel
 def test_stateless_translation_is_read_from_the_kernel(host: Host) -> None:
     host.restore(Backend.LEGACY, Family.IPV6, f"*mangle\n-A PREROUTING {_DNPT}\nCOMMIT\n")
     chain = "type filter hook output priority 0; ip daddr 192.0.2.1 ip daddr set 192.0.2.2;"
