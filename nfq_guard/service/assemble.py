@@ -183,7 +183,7 @@ def run(
                 loop=loop,
                 events=events,
                 ledger=ledger,
-                unserved=lambda: daemon.count_passed(),  # noqa: PLW0108 - it is made later
+                rebound=lambda: daemon.count_passed(),  # noqa: PLW0108 - it is made later
             )
         else:
             (queue_num,) = numbers

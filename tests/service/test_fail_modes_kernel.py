@@ -7,6 +7,7 @@ kernel. `systemd/README.md` describes these results in words.
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -53,8 +54,10 @@ class Faulty:
         return self.overrun.arrived()
 
     def line(self) -> QueueCounters:
-        text = self.host.run("cat", "/proc/net/netfilter/nfnetlink_queue").stdout
-        return parse(text)[0]
+        return self.lines()[0]
+
+    def lines(self) -> dict[int, QueueCounters]:
+        return parse(self.host.run("cat", "/proc/net/netfilter/nfnetlink_queue").stdout)
 
     def idle(self) -> bool:
         return self.line().waiting == 0
@@ -106,6 +109,35 @@ def test_what_passes_while_workers_are_replaced_is_counted(faulty: Faulty) -> No
     assert stopped["queue_full_passes"] == SENT + SENT // 2
     told = guard.events("kernel_passed_packets")
     assert sum(one["since_last"] for one in told) == SENT + SENT // 2
+
+
+def test_what_passes_is_counted_where_another_worker_ends_next(faulty: Faulty) -> None:
+    """The end of a worker begins the count anew; what passed the queue of the other one stays."""
+    rounds = 3
+    each = SENT + SENT // 2  # as in `test_stopped`
+    with faulty.start(FailMode.OPEN, 'queues = "0-1"') as guard:
+        (started,) = guard.events("started")
+        pids = started["pids"]
+        faulty.send(SENT)
+        wait_for(lambda: sum(line.last_id for line in faulty.lines().values()) == each)
+        busy = next(number for number, line in faulty.lines().items() if line.last_id)
+        time.sleep(0.5)  # until its worker has reported them
+        for ended in range(0, 2 * rounds, 2):
+            os.kill(pids[busy], signal.SIGKILL)
+            wait_for(lambda: len(guard.events("worker_ended")) == ended + 1)  # noqa: B023 - called here
+            faulty.send(SENT)
+            wait_for(lambda: len(faulty.lines()) == 2)
+            time.sleep(0.05)  # until the daemon has its report
+            os.kill(pids[1 - busy], signal.SIGKILL)
+            wait_for(lambda: len(guard.events("worker_restarted")) == ended + 2)  # noqa: B023 - as above
+            wait_for(lambda: len(faulty.lines()) == 2)
+            for one in guard.events("worker_restarted")[-2:]:
+                pids[one["queue"]] = one["pid"]
+            time.sleep(0.5)  # as above
+        assert guard.stop() == 0
+    (stopped,) = guard.events("stopped")
+    assert stopped["queue_full_passes"] > each
+    assert stopped["packets"] + stopped["queue_full_passes"] == (rounds + 1) * each
 
 
 @MODES

@@ -133,7 +133,7 @@ class Supervisor:
         loop: Loop,
         events: EventLog,
         ledger: Ledger,
-        unserved: Callable[[], None],
+        rebound: Callable[[], None],
     ) -> None:
         """Start nothing before `begin`.
 
@@ -148,9 +148,10 @@ class Supervisor:
             loop: The loop of the daemon.
             events: The log of the daemon, which takes the lines of all processes.
             ledger: Has a page for each queue.
-            unserved: Called as soon as a queue is unbound because its worker ended.
+            rebound: Called as soon as a queue is unbound because its worker ended, and when the
+                next worker serves it.
         """
-        self._unserved = unserved
+        self._rebound = rebound
         self._handles = [WorkerHandle(number) for number in queues]
         self._loaded = loaded
         self._read = read
@@ -415,6 +416,8 @@ class Supervisor:
                 handle.serving(report)
                 order = SetMode(mode=self._mode, unjudged_mark=self._unjudged_mark)
                 self._insist(handle, order)
+                if handle.restarts:
+                    self._rebound()
                 if handle.restarts == 0 and handle is self._handles[0]:
                     for note in report.notes:
                         self._events.emit(Note(text=note))
@@ -460,7 +463,7 @@ class Supervisor:
         if not self._finishing:
             self._events.emit(WorkerEnded(queue=handle.queue_num, pid=pid, how=how))
             with self._surviving(handle):
-                self._unserved()
+                self._rebound()
 
     def _state_gaps(self, handle: WorkerHandle) -> None:
         """State the packets that an exited process did not record; at an orderly end, none."""
