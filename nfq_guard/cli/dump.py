@@ -121,7 +121,8 @@ def _of_recording(args: argparse.Namespace, address: str, port: int | None) -> l
             ends = {(event.src, event.sport), (event.dst, event.dport)}
             hosts = {event.src, event.dst}
             if (address, port) in ends or (port is None and address in {"", *hosts}):
-                history.add(flow_key(next(recorded(read)).packet), event)
+                key = flow_key(next(recorded(read)).packet)
+                history.add(key, event, read.when.timestamp())
     if not found and reader.lines:
         raise UsageError(f"{args.events}: expected packet_judged events, found none")
     for gap in (reader.skipped_text(), *reader.unrecorded.texts()):

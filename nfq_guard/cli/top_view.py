@@ -8,7 +8,6 @@ colour marks what differs from the other flows, and what did harm.
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any, Final, NamedTuple, final
 
@@ -142,7 +141,8 @@ class View:
         self._flows: list[Fields] = []
         self._meter = Meter()
         self._total: int | None = None
-        self._until: datetime | None = None
+        # Time of the last packet of the last response, by the daemon's clock; empty without one.
+        self._until: str | None = None
         self._growth: deque[int] = deque(maxlen=_SPARK_COLUMNS)
 
     def take(self, status: Status, flows: list[Fields], now: float) -> None:
@@ -153,14 +153,14 @@ class View:
         total = sum(numbers.values())
         numbers |= {key_of(flow): flow["packets"] for flow in flows}
         numbers |= {queue.queue: queue.count("packets") for queue in status.queues}
-        until = datetime.fromisoformat(status.since) + timedelta(seconds=status.uptime_s)
+        # A flow that the last response lacks, because others were more recent, has an earlier time.
         new = {
             key_of(flow)
             for flow in flows
-            if self._until is not None and datetime.fromisoformat(flow["first"]) >= self._until
+            if self._until is not None and flow["first"] > self._until
         }
         self._meter.note(numbers, now, new | set(status.reasons))
-        self._until = until
+        self._until = flows[0]["last"] if flows else ""
         if self._total is not None:
             self._growth.append(max(0, total - self._total))
         self._total = total

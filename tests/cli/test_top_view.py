@@ -209,7 +209,7 @@ def test_resets_are_shown() -> None:
 def test_rates_are_right_from_the_second_response_on() -> None:
     """Also of a flow that was not there at the first."""
     shown = View()
-    shown.take(status(0, 10), [], 10.0)
+    shown.take(status(0, 10), [one(6, 1, None, 10)], 10.0)
     new = flow(event(timestamp=at(11)), reasons={"seq-over": 44}, first=at(11))
     old = one(5, 1000, 7, 11)
     shown.take(status(44, 11), [new, old], 11.0)
@@ -217,6 +217,23 @@ def test_rates_are_right_from_the_second_response_on() -> None:
     assert "44   44.0" in next(line for line in lines if "10.244" in line)
     assert "1000      -" in next(line for line in lines if ":5 >" in line)
     assert any("seq-over 44 (44.0/s)" in line for line in lines)
+
+
+def test_a_clock_that_was_set_makes_no_flow_new() -> None:
+    """By 50 minutes since the start; the first response had no room for the older flow."""
+    shown = View()
+    shown.take(status(0, 10), [one(6, 1, None, 3010)], 10.0)
+    old = flow(event(timestamp=at(3011)), reasons={"seq-over": 900}, first=at(3000))
+    shown.take(status(900, 11), [old], 11.0)
+    lines = text(shown.lines(24, 80)).splitlines()
+    assert "900      -" in next(line for line in lines if "10.244" in line)
+
+
+def test_all_flows_are_new_after_a_response_without_any() -> None:
+    shown = View()
+    shown.take(status(0, 10), [], 10.0)
+    shown.take(status(44, 11), [flow(event(timestamp=at(3)), reasons={"seq-over": 44})], 11.0)
+    assert "44   44.0" in text(shown.lines(24, 80))
 
 
 def test_the_selection_stays_within_the_list(three: View) -> None:

@@ -29,10 +29,10 @@ def event(sport: int, second: int = 0, *, reply: bool = False, count: int = 1) -
     return msgspec.structs.replace(made, **ends)
 
 
-def add(history: History, made: PacketJudged) -> None:
+def add(history: History, made: PacketJudged, at: float = 0.0) -> None:
     src, dst = names.address_bytes(made.src or ""), names.address_bytes(made.dst or "")
     key = key_of_ends(PROTO_TCP, src, dst, made.sport or 0, made.dport or 0)
-    history.add(key, made)
+    history.add(key, made, at)
 
 
 def test_both_directions_are_one_flow() -> None:
@@ -80,12 +80,27 @@ def test_packets_without_an_event_yet_count() -> None:
     other = key_of_ends(PROTO_TCP, bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2]), 9, 80)
     later = "2026-01-01T00:00:09"
     pending = [
-        Pending(key, Reason.SEQ_OVER, 40, later, 0),
-        Pending(key, Reason.NO_ENTRY, 2, later, 2),
-        Pending(other, Reason.SEQ_OVER, 7, later, 0),
+        Pending(key, Reason.SEQ_OVER, 40, later, 0, 9.0),
+        Pending(key, Reason.NO_ENTRY, 2, later, 2, 9.0),
+        Pending(other, Reason.SEQ_OVER, 7, later, 0, 9.0),
     ]
     first, second = history.flows(None, 10, pending)
     assert (first["flow"]["a_port"], first["packets"], first["last"]) == (1, 43, later)
     assert (first["reasons"], first["resets"]) == ({"seq-over": 41, "no-entry": 2}, 2)
     assert second["packets"] == 1
     assert len(history.flows(None, 1, pending)) == 1
+
+
+def test_the_order_does_not_depend_on_the_wall_clock() -> None:
+    """It was set back between the two events; an event of packets counted together is late."""
+    history = History()
+    add(history, event(1, 50), 10.0)
+    add(history, event(2, 20), 11.0)
+    add(history, event(1, 45), 9.0)
+    second, first = history.seen(None, 10)
+    assert (second.at, second.record["flow"]["a_port"], second.record["last"][-2:]) == (11, 2, "20")
+    assert (first.at, first.record["flow"]["a_port"], first.record["last"][-2:]) == (10, 1, "50")
+    key = key_of_ends(PROTO_TCP, bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2]), 1, 80)
+    pending = [Pending(key, Reason.SEQ_OVER, 1, "2026-01-01T00:00:21", 0, 12.0)]
+    (newest,) = history.flows(None, 1, pending)
+    assert (newest["flow"]["a_port"], newest["last"][-2:]) == (1, "21")

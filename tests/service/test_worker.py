@@ -498,8 +498,8 @@ def test_a_failed_event_does_not_end_the_worker(tmp_path: Path) -> None:
     """The verdicts are sent first; every failure is counted, and the first one is logged."""
 
     class Broken:
-        def add(self, key: FlowKey, event: PacketJudged) -> None:
-            raise KeyError(key, event.count)
+        def add(self, key: FlowKey, event: PacketJudged, at: float) -> None:
+            raise KeyError(key, event.count, at)
 
     queue = FakeQueue(*[queued(b"0"), queued(b"1"), queued(b"2")])
     broken = worker(queue, tmp_path / "log", FakeEngine(), history=Broken())

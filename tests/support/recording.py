@@ -122,6 +122,7 @@ class Live:
                 fold.count,
                 timestamp(self.epoch + fold.last),
                 0 if fold.judgment.cause is None else fold.count,
+                fold.last,
             )
             for fold in self.limiter.pending()
         ]
@@ -153,5 +154,5 @@ class Live:
                 caused_by=cause
                 and AnsweredPacket(timestamp(self.epoch + cause.at), cause.reason, cause.rule, 0),
             )
-            self.history.add(flow_key(judgment.packet), event)
+            self.history.add(flow_key(judgment.packet), event, fold.last)
             self._lines.append(orjson.dumps(all_fields(event)) + b"\n")

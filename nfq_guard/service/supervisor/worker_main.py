@@ -194,7 +194,7 @@ class WorkerProcess:
             )
             return
         flows = [
-            DumpEntry(last=str(flow["last"]), json=orjson.dumps(flow))
+            DumpEntry(last=f"{flow.at:020.6f}", json=orjson.dumps(flow.record))
             for flow in serving.flows(order.address, order.flows)
         ]
         self._send_dump(order, flows)

@@ -210,7 +210,8 @@ class InProcess:
         if packets:
             self._server.dump_packets(address, flows, done, failed)
         else:
-            respond(Response.ok(self._server.flows(address, flows)))
+            found = self._server.flows(address, flows)
+            respond(Response.ok([flow.record for flow in found]))
 
     def alive(self, now: float) -> bool:  # noqa: ARG002 - the loop that asks is the one that serves
         """Whether the queue is served: always."""

@@ -76,6 +76,7 @@ class Pending(NamedTuple):
         packets: Number of packets.
         last: When the last was judged, as in events.
         resets: RSTs among them that answered an INVALID packet.
+        at: When the last was judged, monotonic seconds.
     """
 
     key: FlowKey
@@ -83,13 +84,15 @@ class Pending(NamedTuple):
     packets: int
     last: str
     resets: int
+    at: float
 
 
 class DumpEntry(msgspec.Struct, frozen=True):
     """One flow or packet of a dump.
 
     Attributes:
-        last: The sort key: the time of a flow's last event, as in events, or the time of a packet.
+        last: The sort key, a time of the same length in all entries: the monotonic one of a flow's
+            last packet, or that of a packet.
         json: The entry as in the response.
     """
 
@@ -109,13 +112,26 @@ def newest(entries: Iterable[DumpEntry], most: int) -> list[DumpEntry]:
     return found
 
 
+class SeenFlow(NamedTuple):
+    """A flow of the history.
+
+    Attributes:
+        at: When its last packet was judged, as given to `History.add`.
+        record: The flow.
+    """
+
+    at: float
+    record: DumpedFlowRecord
+
+
 @final
 class _Flow:
-    __slots__ = ("events", "first", "last", "reasons", "resets")
+    __slots__ = ("at", "events", "first", "last", "reasons", "resets")
 
-    def __init__(self, first: str) -> None:
+    def __init__(self, first: str, at: float) -> None:
         self.first = first
         self.last = first
+        self.at = at
         self.reasons: dict[str, int] = {}
         self.resets = 0
         self.events: deque[PacketJudged] = deque(maxlen=_EVENTS_MAX)
@@ -130,16 +146,25 @@ class History:
         self._max = flows_max
         self._flows: OrderedDict[FlowKey, _Flow] = OrderedDict()
 
-    def add(self, key: FlowKey, event: PacketJudged) -> None:
-        """Add one event of the flow `key`."""
+    def add(self, key: FlowKey, event: PacketJudged, at: float) -> None:
+        """Add one event of the flow `key`.
+
+        Args:
+            key: The flow.
+            event: Its event.
+            at: When its last packet was judged. The order of flows follows from it, and must not
+                depend on steps of the wall clock: monotonic seconds, or the time of a recording.
+        """
         flow = self._flows.get(key)
         if flow is None:
             if len(self._flows) >= self._max:
                 self._flows.popitem(last=False)
-            flow = self._flows[key] = _Flow(event.timestamp)
+            flow = self._flows[key] = _Flow(event.timestamp, at)
         else:
             self._flows.move_to_end(key)
-        flow.last = event.timestamp
+        if at >= flow.at:  # events of packets that were counted together are late
+            flow.at = at
+            flow.last = event.timestamp
         reason = event.reason.value
         flow.reasons[reason] = flow.reasons.get(reason, 0) + event.count
         if event.caused_by is not None:
@@ -149,6 +174,12 @@ class History:
     def flows(
         self, address: str | None, limit: int, pending: Iterable[Pending] = ()
     ) -> list[DumpedFlowRecord]:
+        """The records of `seen`."""
+        return [flow.record for flow in self.seen(address, limit, pending)]
+
+    def seen(
+        self, address: str | None, limit: int, pending: Iterable[Pending] = ()
+    ) -> list[SeenFlow]:
         """The flows, most recently seen first.
 
         Args:
@@ -159,12 +190,12 @@ class History:
         waiting: dict[FlowKey, list[Pending]] = {}
         for some in pending:
             waiting.setdefault(some.key, []).append(some)
-        found: list[DumpedFlowRecord] = []
+        found: list[SeenFlow] = []
         for key, flow in reversed(self._flows.items()):
             ends = _ends(key)
             if address in {None, ends["a"], ends["b"]}:
-                found.append(_record(ends, flow, waiting.get(key, ())))
-        found.sort(key=lambda flow: flow["last"], reverse=True)
+                found.append(_seen(ends, flow, waiting.get(key, ())))
+        found.sort(key=lambda flow: flow.at, reverse=True)
         return found[:limit]
 
 
@@ -179,17 +210,19 @@ def _ends(key: FlowKey) -> EndsRecord:
     }
 
 
-def _record(ends: EndsRecord, flow: _Flow, pending: Sequence[Pending]) -> DumpedFlowRecord:
+def _seen(ends: EndsRecord, flow: _Flow, pending: Sequence[Pending]) -> SeenFlow:
     reasons = dict(flow.reasons)
     for some in pending:
         reason = some.reason.value
         reasons[reason] = reasons.get(reason, 0) + some.packets
-    return {
+    at, last = max([(flow.at, flow.last), *((some.at, some.last) for some in pending)])
+    record: DumpedFlowRecord = {
         "flow": ends,
         "first": flow.first,
-        "last": max([flow.last, *(some.last for some in pending)]),
+        "last": last,
         "packets": sum(reasons.values()),
         "reasons": reasons,
         "resets": flow.resets + sum(some.resets for some in pending),
         "events": [orjson.Fragment(json_octets(event)) for event in flow.events],
     }
+    return SeenFlow(at, record)

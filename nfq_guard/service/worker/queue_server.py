@@ -16,7 +16,7 @@ from nfq_guard.raw_rules import RawRule, RawRules
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.worker.capture_files import CaptureFiles
 from nfq_guard.service.worker.frames import records
-from nfq_guard.service.worker.history import DumpedFlowRecord, DumpEntry, History, newest
+from nfq_guard.service.worker.history import DumpEntry, History, SeenFlow, newest
 from nfq_guard.service.worker.packet_ring import PacketRing
 from nfq_guard.service.worker.worker import Worker
 from nfq_guard.telemetry.events import StoppedUnderLoad, exception_texts
@@ -248,9 +248,9 @@ class QueueServer:
         """Judge by another policy from the next batch on."""
         self.worker.adopt(policy)
 
-    def flows(self, address: str | None, limit: int) -> list[DumpedFlowRecord]:
+    def flows(self, address: str | None, limit: int) -> list[SeenFlow]:
         """At most `limit` flows, most recent first; only those with `address` unless None."""
-        return self.history.flows(address, limit, self.worker.pending())
+        return self.history.seen(address, limit, self.worker.pending())
 
     def finish(self, hurried: Callable[[], bool]) -> None:
         """Send verdicts until the kernel reports no waiting packet; then unbind the queue.

@@ -102,8 +102,8 @@ class Verdicts(Protocol):
 class FlowHistory(Protocol):
     """The part of `history.History` that a worker uses."""
 
-    def add(self, key: FlowKey, event: PacketJudged) -> None:
-        """Add one event of the flow `key`."""
+    def add(self, key: FlowKey, event: PacketJudged, at: float) -> None:
+        """Add one event of the flow `key`, whose last packet was judged `at` monotonic seconds."""
 
 
 @final
@@ -361,6 +361,7 @@ class Worker:
                 fold.count,
                 timestamp(epoch + fold.last),
                 0 if fold.judgment.cause is None else fold.count,
+                fold.last,
             )
             for fold in self._limiter.pending()
         ]
@@ -499,7 +500,7 @@ class Worker:
                     event = with_pods(event, judgment, self._pods)
                 self._events.emit(event)
                 if self._history is not None:
-                    self._history.add(flow_key(judgment.packet), event)
+                    self._history.add(flow_key(judgment.packet), event, fold.last)
             except Exception as error:  # noqa: BLE001 - a failed event must not end the daemon
                 self._failed_event(error)
 
