@@ -165,7 +165,9 @@ class ConfigError(NfqGuardError):
         """Collect `mistakes` of `source`; there is at least one."""
         self.source = source
         self.mistakes = tuple(mistakes)
-        super().__init__("\n".join(f"{source}: {mistake}" for mistake in self.mistakes))
+        said = "\n".join(f"{source}: {mistake}" for mistake in self.mistakes)
+        # A path may have bytes that are no text, and events and responses hold text alone.
+        super().__init__(said.encode("utf-8", "backslashreplace").decode())
 
 
 class ConfigShortageError(ConfigError):

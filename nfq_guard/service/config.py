@@ -247,6 +247,9 @@ def _read_tables(path: Path | None, read: ReadFile) -> _Tables:
         if not DEFAULT_PATH.exists():
             return _Tables(DEFAULTS, Settings(), None, [])
         path = DEFAULT_PATH
+    if not _is_utf8(path):
+        expected = "a path in valid UTF-8, because events and metrics name it"
+        raise ConfigError(str(path), [Mistake("", expected, "other bytes in it")])
     document = read_toml(path, read)
     mistakes: list[Mistake] = []
     table = document.pop(TABLE, {})
@@ -267,3 +270,11 @@ def _read_tables(path: Path | None, read: ReadFile) -> _Tables:
         mistakes.append(Mistake(_POLICY_TABLE, "a table", shown(policy)))
         policy = None
     return _Tables(str(path), settings, policy, mistakes)
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -44,6 +44,26 @@ def test_named_file_must_be_there(file: Path) -> None:
     assert problem(file).endswith("found No such file or directory")
 
 
+def test_a_path_that_no_event_can_name(tmp_path: Path) -> None:
+    """Otherwise the daemon would end with a traceback at its event `started`."""
+    file = tmp_path / os.fsdecode(b"\xff") / "c.toml"
+    file.parent.mkdir()
+    file.write_text("")
+    assert "expected a path in valid UTF-8" in problem(file)
+
+
+def test_a_mistake_with_a_path_that_is_no_text_is_text(tmp_path: Path, file: Path) -> None:
+    """A reload with such a mistake ended the daemon."""
+    folder = tmp_path / os.fsdecode(b"\xff")
+    folder.mkdir()
+    (folder / "policy.toml").write_text("[daemon]\n")
+    (tmp_path / "link").symlink_to(folder)
+    file.write_text('[policy]\ninclude = "link/policy.toml"\n')
+    told = problem(file)
+    assert "policy.include" in told
+    told.encode()
+
+
 def test_unknown_table(file: Path) -> None:
     file.write_text("[deamon]\n")
     assert problem(file).startswith("deamon: expected the tables [daemon] and [policy]")
