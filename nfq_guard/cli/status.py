@@ -53,6 +53,7 @@ _OF_THE_LOG: Final = ("log_lines_dropped", "log_errors")
 _RULE_COUNTS: Final = {
     "shed_packets": "packets above the rate left to the fail mode",
     "queue_full_passes": "packets passed unjudged because a queue was full or its worker replaced",
+    "unserved_drops": "packets dropped by the fail mode, because their worker was replaced",
     "unjudged_drops": "packets dropped by the fail mode, because they were not judged",
 }
 

@@ -202,6 +202,7 @@ def run(
                     left,
                 )
             )
+        passed, unserved = _passed_packets(settings, sockets, stack)
         daemon = Daemon(
             Parts(
                 settings=settings,
@@ -217,7 +218,8 @@ def run(
                 open_more=lambda daemon: open_endpoints(settings, daemon, loop, events, notes),
                 jumps=LegacyTables(sockets, fallback=settings.fail_mode == "kernel-drop").jumps,
                 raw_rules=partial(raw_rules, settings.queue_numbers, copy),
-                passed=_passed_packets(settings, sockets, stack),
+                passed=passed,
+                unserved=unserved,
                 survey=None if survey is None else partial(survey, settings.queue_numbers, copy),
                 keep=None if last_good_at is None else partial(last_good.save, last_good_at),
                 refused="" if refused is None else str(refused),
@@ -230,8 +232,10 @@ def run(
 
 def _passed_packets(
     settings: Settings, sockets: Sequence[socket.socket], stack: ExitStack
-) -> PassedPackets:
-    """Counter of passed packets, from the kernel's counters that this daemon can read.
+) -> tuple[PassedPackets, PassedPackets]:
+    """Counters of packets that no queue took, from the kernel's counters that this daemon can read.
+
+    The first is for the fail mode open, in which they passed, the second for the others.
 
     Args:
         settings: The settings of the daemon.
@@ -254,7 +258,10 @@ def _passed_packets(
     def numbered() -> Numbered | None:
         return None if file is None else numbered_in(file, settings.queue_numbers)
 
-    return PassedPackets(lambda: queued_packets(legacy), numbered)
+    def queued() -> int | None:
+        return queued_packets(legacy)
+
+    return PassedPackets(queued, numbered), PassedPackets(queued, numbered)
 
 
 def open_log(settings: Settings) -> EventLog:

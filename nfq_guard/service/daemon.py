@@ -57,6 +57,7 @@ from nfq_guard.telemetry.events import (
     KernelPassedPackets,
     ModeChanged,
     Note,
+    PacketsUnserved,
     RulesInstalled,
     RulesLeftBehind,
     RulesRemoved,
@@ -108,6 +109,7 @@ class Parts:
         jumps: Where rules lead to our chains, see `RuleMonitor`.
         raw_rules: Reads the host's rules before conntrack, in a thread.
         passed: Counts packets that passed because a queue was full or not served.
+        unserved: Counts packets that were dropped because a queue was not served.
         survey: Examines the rules of the host, in a thread; None to leave that out.
         keep: Saves the policy in force as the last good one, in a thread; None to save none.
         refused: The mistakes of the file, one a line, if `loaded` is the last good policy; empty if
@@ -129,6 +131,7 @@ class Parts:
     jumps: Callable[[], frozenset[object] | None]
     raw_rules: Callable[[], RawReading]
     passed: PassedPackets
+    unserved: PassedPackets
     survey: Callable[[], Event] | None
     keep: Callable[[LoadedPolicy], None] | None = None
     refused: str = ""
@@ -187,6 +190,7 @@ class Daemon:
             made_anew=self._rules_made_anew,
         )
         self._logged_passed = 0
+        self._logged_unserved = 0
 
         self._raw_rules = RawRuleMonitor(
             parts.raw_rules,
@@ -366,6 +370,7 @@ class Daemon:
             "rules_changed": self._monitor.changes,
             "shed_packets": self._monitor.packets.shed,
             "queue_full_passes": self._parts.passed.count,
+            "unserved_drops": self._parts.unserved.count,
             "unjudged_drops": self._monitor.packets.unjudged,
             "worker_restarts": sum(queue.restarts for queue in self.queues()),
             "messages_refused": self._workers.messages_refused,
@@ -491,15 +496,24 @@ class Daemon:
 
     def _rules_made_anew(self) -> None:
         self._parts.passed.forget()
+        self._parts.unserved.forget()
         self.count_passed()
 
     def count_passed(self) -> None:
-        """Count and log packets that passed unjudged; in other fail modes the kernel drops them."""
-        passed = self._parts.passed
-        if self.fail_mode is FailMode.OPEN and not self._changing_rules:
-            passed.look()
+        """Count and log packets that no queue took: they passed unjudged, or were dropped."""
+        passed, unserved = self._parts.passed, self._parts.unserved
+        counting, other = passed, unserved
+        if self.fail_mode is not FailMode.OPEN:
+            counting, other = other, counting
+        other.forget()
+        if self._changing_rules:
+            counting.forget()
         else:
-            passed.forget()
+            counting.look()
+        if unserved.count > self._logged_unserved:
+            dropped = unserved.count - self._logged_unserved
+            self._events.emit(PacketsUnserved(packets=dropped))
+        self._logged_unserved = unserved.count
         buffer_full = sum(queue.stats.counters["buffer_full_passes"] for queue in self.queues())
         total = passed.count + buffer_full
         if total > self._logged_passed:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Counts the packets that passed unjudged in the fail mode open: a queue was full or not served.
+"""Counts packets that the rules lead to a queue that takes none: it is full or not served.
+
+In the fail mode open they pass. In the others the queue counts those that it drops because it is
+full, so that the others are those that were dropped because it was not served.
 
 A queue is not served while a worker that ended is replaced. The kernel does not count these
 packets. The rule that leads to the queue counts each of them, but the queue neither numbers nor
@@ -59,7 +62,7 @@ class PassedPackets:
     """Counts these packets; the count never decreases, and never exceeds the true number.
 
     Attributes:
-        count: Packets that passed because a queue was full or not served.
+        count: Packets that a queue did not take, because it was full or not served.
     """
 
     def __init__(

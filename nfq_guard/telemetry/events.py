@@ -714,6 +714,14 @@ class KernelPassedPackets(Event, frozen=True, kw_only=True, tag="kernel_passed_p
 
 
 @final
+class PacketsUnserved(Event, frozen=True, kw_only=True, tag="packets_unserved"):
+    """The fail mode dropped packets because the worker of their queue was being replaced."""
+
+    level: ClassVar[Level] = "warning"
+    packets: Annotated[int, _number("How many since the last such event.", "packets")]
+
+
+@final
 class PacketsShed(Event, frozen=True, kw_only=True, tag="packets_shed"):
     """Packets above `max_rate_pps` were left to the fail mode; logged at checks of the rules."""
 
@@ -909,7 +917,14 @@ class StoppedUnderLoad(Event, frozen=True, kw_only=True, tag="stopped_under_load
     waited_s: Annotated[float, _text("How long it was drained, seconds.")]
 
 
-Gap = KernelDroppedPackets | KernelPassedPackets | PacketsShed | PacketsUnjudged | Offloaded
+Gap = (
+    KernelDroppedPackets
+    | KernelPassedPackets
+    | PacketsUnserved
+    | PacketsShed
+    | PacketsUnjudged
+    | Offloaded
+)
 """Events about missing packets that may come once a second."""
 
 
@@ -953,6 +968,7 @@ EVENTS: Final[tuple[type[Event], ...]] = (
     EventFailed,
     KernelDroppedPackets,
     KernelPassedPackets,
+    PacketsUnserved,
     PacketsShed,
     PacketsUnjudged,
     LookupsFailed,

@@ -63,6 +63,7 @@ MESSAGE_IDS: Final = {
     "event_failed": "fde2c288141df277854def59f181c2a4",
     "kernel_dropped_packets": "8393a1d276d64af8a9a178a9ff5c2640",
     "kernel_passed_packets": "22e39f1fe3c1405fa8c8a4ba40d662bb",
+    "packets_unserved": "b8f5ccbdd14b4243995836cf805f191f",
     "packets_shed": "8bc8ae73b97c4750819da34a0f127031",
     "packets_unjudged": "14688610895840129b7cb0ce79e80edd",
     "lookups_failed": "80de6f2323024fec510153bde0228b4b",

@@ -27,6 +27,7 @@ from nfq_guard.telemetry.events import (
     PacketsShed,
     PacketsUnjudged,
     PacketsUnrecorded,
+    PacketsUnserved,
     Unserved,
     name_of,
     own_fields,
@@ -43,6 +44,7 @@ _GAPS_S: Final = 60.0
 _SINCE_LAST: Final[dict[type[Event], tuple[str, ...]]] = {
     KernelDroppedPackets: ("since_last",),
     KernelPassedPackets: ("since_last",),
+    PacketsUnserved: ("packets",),
     PacketsShed: ("packets",),
     PacketsUnjudged: ("unread", "failed"),
     Offloaded: ("offloaded_flows", "offload_drops", "offload_refused", "offload_full"),

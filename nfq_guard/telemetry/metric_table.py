@@ -290,6 +290,14 @@ DAEMON_COUNTERS: Final = (
     ),
     Metric(
         Kind.COUNTER,
+        "unserved_drops",
+        "Packets that fail mode closed or kernel-drop dropped while a worker was replaced.",
+        "packets",
+        (),
+        part=Part.KERNEL_COUNTERS,
+    ),
+    Metric(
+        Kind.COUNTER,
         "unjudged_drops",
         "Packets that were not judged and that the fail mode kernel-drop dropped.",
         "packets",

@@ -37,6 +37,7 @@ from nfq_guard.telemetry.events import (
     PacketsShed,
     PacketsUnjudged,
     PacketsUnrecorded,
+    PacketsUnserved,
     Unserved,
     name_of,
 )
@@ -63,6 +64,7 @@ _GAPS: Final = {
     name_of(KernelPassedPackets): ("kernel_passed", ("since_last",)),
     name_of(PacketsShed): ("shed", ("packets",)),
     name_of(PacketsUnjudged): ("unjudged", ("unread", "failed")),
+    name_of(PacketsUnserved): ("unjudged", ("packets",)),
     name_of(Offloaded): ("offloaded", ("offload_drops",)),
     name_of(AllowedUnrecorded): ("allowed", ("packets",)),
     name_of(PacketsUnrecorded): ("lost_judged", ("packets",)),
@@ -77,7 +79,7 @@ _TEXTS: Final = {
     "kernel_dropped": "packets were never judged: the queue was full",
     "kernel_passed": "packets passed unjudged: the queue was full, or its worker replaced",
     "shed": "packets were never judged: above max_rate_pps",
-    "unjudged": "packets were never judged: the daemon failed",
+    "unjudged": "packets were never judged: the daemon or a worker failed",
     "lost_judged": "packets have no event: the process that judged them was killed",
     "lost_lines": "lines are lost: their packets are unknown",
     "unserved_s": "s without a daemon, which was killed: the packets of that time are unknown",
@@ -136,7 +138,7 @@ class Unrecorded(msgspec.Struct, kw_only=True):
         kernel_dropped: Packets that the kernel dropped before they could be judged.
         kernel_passed: Packets that passed unjudged: more than could be judged, or without a worker.
         shed: Packets above `max_rate_pps`, which were left to the fail mode.
-        unjudged: Packets that were left to the fail mode, because a daemon was killed or failed.
+        unjudged: Packets that were left to the fail mode, because a daemon or worker failed.
         offloaded: Packets that the kernel dropped by order of the policy then in force.
         allowed: Packets that the policy then in force allowed, without `log_allowed`.
         lost_judged: Packets that a process had judged, and that had no event when it was killed.

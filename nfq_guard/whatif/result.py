@@ -122,7 +122,7 @@ class UnrecordedRecord(TypedDict):
         kernel_dropped: Packets that the kernel dropped before they could be judged.
         kernel_passed: Packets that passed unjudged: more than could be judged, or without a worker.
         shed: Packets above `max_rate_pps`, which were left to the fail mode.
-        unjudged: Packets that were left to the fail mode, because a daemon was killed or failed.
+        unjudged: Packets that were left to the fail mode, because a daemon or worker failed.
         offloaded: Packets that the kernel dropped by order of the policy then in force.
         allowed: Packets that the policy then in force allowed, without `log_allowed`.
         lost_judged: Packets that a process had judged, and that had no event when it was killed.

@@ -221,6 +221,7 @@ class Story:
                         jumps=lambda: self.happened("jumps read"),
                         raw_rules=RawReading,
                         passed=PassedPackets(lambda: self.happened("passed read"), lambda: None),
+                        unserved=PassedPackets(lambda: None, lambda: None),
                         survey=survey,
                     )
                 ).run()

@@ -16,6 +16,7 @@ import pytest
 from nfq_guard.firewall import FailMode
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.nfqueue.counters import QueueCounters, parse
+from nfq_guard.telemetry.reader import EventReader
 from tests.support.overrun import PLAIN, REDIRECTED, Connection, Overrun
 from tests.support.queue import GuardProcess, wait_for
 
@@ -109,6 +110,32 @@ def test_what_passes_while_workers_are_replaced_is_counted(faulty: Faulty) -> No
     assert stopped["queue_full_passes"] == SENT + SENT // 2
     told = guard.events("kernel_passed_packets")
     assert sum(one["since_last"] for one in told) == SENT + SENT // 2
+
+
+@pytest.mark.parametrize("mode", [FailMode.CLOSED, FailMode.KERNEL_DROP])
+def test_what_is_dropped_while_a_worker_is_replaced_is_counted(
+    faulty: Faulty, tmp_path: Path, mode: FailMode
+) -> None:
+    """Also in the recording."""
+    recording = tmp_path / "events.jsonl"
+    with faulty.start(mode, 'queues = "0-1"', f'events_file = "{recording}"') as guard:
+        (started,) = guard.events("started")
+        for pid in started["pids"]:
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: len(guard.events("worker_ended")) == 2)
+        faulty.send(SENT)
+        wait_for(lambda: len(faulty.lines()) == 2)
+        assert faulty.arrived() == 0
+        wait_for(lambda: len(guard.events("packets_unserved")) > 0)
+        assert guard.stop() == 0
+    (stopped,) = guard.events("stopped")
+    assert (stopped["unserved_drops"], stopped["queue_full_passes"]) == (SENT, 0)
+    assert stopped["packets"] == stopped["queue_full_drops"] == 0
+    assert sum(one["packets"] for one in guard.events("packets_unserved")) == SENT
+    reader = EventReader()
+    with recording.open("rb") as stream:
+        assert list(reader.read(stream)) == []
+    assert reader.unrecorded.unjudged == SENT
 
 
 def test_what_passes_is_counted_where_another_worker_ends_next(faulty: Faulty) -> None:
