@@ -72,6 +72,8 @@ from nfq_guard.telemetry.exposition import Observed
 from nfq_guard.telemetry.log import EventLog
 
 _SECOND_S: Final = 1.0
+# A followed file that has not changed for this time is complete.
+_SETTLED_S: Final = 1.0
 # How long after the start the rules of the host are examined. That loads as much as a third of the
 # daemon, and the first packets need the interpreter.
 _SURVEY_AFTER_S: Final = 2.0
@@ -167,6 +169,7 @@ class Daemon:
         self._changing_rules = 0
         self._handed_over = False
         self._files = ChangedFiles()
+        self._files_changed = False
         self.interrupted = False
         self.reloader = Reloader(
             loaded=parts.loaded,
@@ -452,13 +455,20 @@ class Daemon:
             loop.every(self._notifier.watchdog_s / 3, self._feed_watchdog)
 
     def _follow_files(self, _now: float) -> None:
-        """Reload changed files; the next check starts after this one has ended."""
+        """Reload changed files; the next check starts after this one has ended.
+
+        A file that is being written in place is empty or incomplete for a moment, and may be valid
+        nevertheless. It is read once it has not changed for `_SETTLED_S`.
+        """
         files = self.reloader.loaded.files
+        interval_s = self._settings.follow_files_s
 
         def looked(changed: bool) -> None:  # noqa: FBT001 - the result of a thread
-            if changed:
+            if self._files_changed and not changed:
                 self.reload()
-            self._loop.after(self._settings.follow_files_s, self._follow_files)
+            self._files_changed = changed
+            again_s = min(interval_s, _SETTLED_S) if changed else interval_s
+            self._loop.after(again_s, self._follow_files)
 
         def failed(error: Exception) -> None:
             problem, _ = exception_texts(error)

@@ -121,7 +121,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             require root; empty to stay root. If this user cannot access a file that the daemon
             needs, the daemon keeps CAP_DAC_OVERRIDE, and the log names the first such file.
         follow_files_s: Interval at which the configuration and the files that it includes are
-            checked, and reloaded if their content has changed, for a ConfigMap; 0 for never.
+            checked, for a ConfigMap. They are reloaded if their content has changed and stays the
+            same for a second, or for the interval, if that is shorter; 0 for never.
     """
 
     mode: Mode = Mode.DRY_RUN

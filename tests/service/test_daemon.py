@@ -422,6 +422,30 @@ def test_a_changed_file_is_reloaded(story: Story, tmp_path: Path) -> None:
     assert story.lines.count("policy read") == 1
 
 
+def test_a_file_that_is_being_written_is_left_alone(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty file is valid: its defaults would put a guard in enforce into dry-run."""
+
+    class Written:
+        """Changes for three looks, and then no more."""
+
+        looks = 0
+
+        def look(self, _loaded: Mapping[str, bytes]) -> bool:
+            self.looks += 1
+            story.happened("changed" if self.looks <= 3 else "unchanged")
+            return self.looks <= 3
+
+    monkeypatch.setattr("nfq_guard.service.daemon.ChangedFiles", Written)
+    story.fails["policy read"] = NfqGuardError("a mistake")
+    story.then["rules installed"] = lambda: story.stop_at("reload_failed")
+    story.run(files={"c.toml": b""})
+    assert story.lines.count("changed") == 3
+    assert story.at("unchanged") < story.at("policy read")
+    assert story.lines.count("policy read") == 1
+
+
 def test_files_that_cannot_be_compared_end_nothing(story: Story) -> None:
     """The daemon logs that, and tries again."""
     story.then["rules installed"] = lambda: story.stop_at("note", "note", "note")
