@@ -64,7 +64,7 @@ from nfq_guard.telemetry.events import (
     Started,
     Stopped,
     Totals,
-    Unserved,
+    UnservedTime,
     exception_texts,
     timestamp,
 )
@@ -494,7 +494,7 @@ class Daemon:
         ledger = self._parts.ledger
         unserved_s = ledger.unserved_s(now) if began else None
         if unserved_s is not None:
-            self._events.emit(Unserved(unserved_s=unserved_s))
+            self._events.emit(UnservedTime(unserved_s=unserved_s))
         ledger.page_of_daemon.serving(now)
 
     def _tick(self, now: float) -> None:

@@ -789,7 +789,7 @@ class PacketsUnrecorded(_Queued, frozen=True, kw_only=True, tag="packets_unrecor
 
 
 @final
-class Unserved(Event, frozen=True, kw_only=True, tag="unserved"):
+class UnservedTime(Event, frozen=True, kw_only=True, tag="unserved_time"):
     """No daemon served the queues, because the one before was killed.
 
     What happened to the packets of that time is the fail mode's; how many they were is unknown.
@@ -975,7 +975,7 @@ EVENTS: Final[tuple[type[Event], ...]] = (
     EventsSuppressed,
     AllowedUnrecorded,
     PacketsUnrecorded,
-    Unserved,
+    UnservedTime,
     LogLinesDropped,
     PodsUnread,
     OffloadFailed,

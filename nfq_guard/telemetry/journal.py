@@ -70,7 +70,7 @@ MESSAGE_IDS: Final = {
     "events_suppressed": "7effa206802f1aeffa54aace8336973f",
     "allowed_unrecorded": "496831350f4c76715414e41d6f6e91f8",
     "packets_unrecorded": "9f263a392d58419787239c74f88f147a",
-    "unserved": "619b39fa549342ffb13288c8bf74941f",
+    "unserved_time": "619b39fa549342ffb13288c8bf74941f",
     "log_lines_dropped": "68f1f638bdd8a30d74e5442db66729f2",
     "pods_unread": "c593295070de43558724fcf2a9f3dcd0",
     "offload_failed": "31ab9ae1c84bd94ba9d79da364fc8a75",

@@ -28,7 +28,7 @@ from nfq_guard.telemetry.events import (
     PacketsUnjudged,
     PacketsUnrecorded,
     PacketsUnserved,
-    Unserved,
+    UnservedTime,
     name_of,
     own_fields,
     timestamp,
@@ -54,7 +54,7 @@ _RARE: Final = (
     EventsSuppressed,
     AllowedUnrecorded,
     PacketsUnrecorded,
-    Unserved,
+    UnservedTime,
     LogLinesDropped,
 )
 _FOLLOW_S: Final = 1.0

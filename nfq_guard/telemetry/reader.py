@@ -38,7 +38,7 @@ from nfq_guard.telemetry.events import (
     PacketsUnjudged,
     PacketsUnrecorded,
     PacketsUnserved,
-    Unserved,
+    UnservedTime,
     name_of,
 )
 from nfq_guard.telemetry.journal import fields_of
@@ -69,7 +69,7 @@ _GAPS: Final = {
     name_of(AllowedUnrecorded): ("allowed", ("packets",)),
     name_of(PacketsUnrecorded): ("lost_judged", ("packets",)),
     name_of(LogLinesDropped): ("lost_lines", ("lines",)),
-    name_of(Unserved): ("unserved_s", ("unserved_s",)),
+    name_of(UnservedTime): ("unserved_s", ("unserved_s",)),
 }
 # What follows such a number.
 _TEXTS: Final = {

@@ -59,7 +59,7 @@ def test_a_killed_daemon(namespace: Make, tmp_path: Path) -> None:
         recorded, suppressed, lost = read(file)
         assert recorded + suppressed + lost == 110
         assert lost > 100
-        (unserved,) = guard.events("unserved")
+        (unserved,) = guard.events("unserved_time")
         assert 0 < unserved["unserved_s"] < 60
         assert f'"unserved_s":{unserved["unserved_s"]}' in file.read_text()
         said = guard.events("packets_unrecorded")

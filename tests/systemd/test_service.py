@@ -601,7 +601,7 @@ def test_the_next_daemon_states_what_a_killed_one_had_not_recorded(guest: Guest)
     pid = guest.show("MainPID")
     found = event(guest, pid, "packets_unrecorded")
     assert (found["NFQ_QUEUE"], found["NFQ_PACKETS"]) == ("0", "5")
-    assert 0 < float(event(guest, pid, "unserved")["NFQ_UNSERVED_S"]) < 60
+    assert 0 < float(event(guest, pid, "unserved_time")["NFQ_UNSERVED_S"]) < 60
 
 
 def test_what_a_killed_daemon_left_is_taken_only_where_it_is_right(guest: Guest) -> None:
@@ -842,7 +842,9 @@ def test_packets_wait_for_the_next_daemon(guest: Guest) -> None:
     again("kill -9 $(systemctl show --value -p MainPID nfq-guard)")
     assert int(guest.show("NFileDescriptorStore")) == kept
     # No packet went by.
-    assert "unserved" not in {one["NFQ_EVENT"] for one in journal(guest, guest.show("MainPID"))}
+    assert "unserved_time" not in {
+        one["NFQ_EVENT"] for one in journal(guest, guest.show("MainPID"))
+    }
     guest.sh("systemctl stop nfq-guard")
     assert guest.sh(f"cat {_QUEUED}") == ""
     guest.sh("systemctl start nfq-guard")

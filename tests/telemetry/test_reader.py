@@ -274,10 +274,10 @@ def test_what_a_recording_says_is_missing() -> None:
         {"event": "packets_shed", "packets": 9},
         {"event": "packets_unjudged", "unread": 10, "failed": 1},
         {"event": "packets_unrecorded", "packets": 12},
-        {"event": "unserved", "unserved_s": 0.1},
-        {"event": "unserved", "unserved_s": 1.2},
+        {"event": "unserved_time", "unserved_s": 0.1},
+        {"event": "unserved_time", "unserved_s": 1.2},
         {"event": "events_suppressed", "packets": -1},
-        {"event": "unserved", "unserved_s": -1},
+        {"event": "unserved_time", "unserved_s": -1},
     ]
     reader = EventReader()
     assert list(reader.read(io.BytesIO(b"\n".join(map(orjson.dumps, lines))))) == []
