@@ -118,5 +118,8 @@ def test_no_packet_below_sessions_and_labels(frame: bytes) -> None:
 
 def test_names() -> None:
     assert links.name_of(127) == "127 (radiotap)"
+    assert links.name_of(109) == "109 (OpenBSD IPsec encapsulation)"
+    assert links.name_of(166) == "166 (PPP of pppd with direction)"
+    assert links.name_of(204) == "204 (PPP with direction)"
     assert links.name_of(60_000) == "60000"
     assert set(links.LINKS) <= set(links.NAMES)
