@@ -39,6 +39,8 @@ _OTHER_COMPRESSIONS: Final = {
     b"\x1f\x9d": "compress",
     b"Rar!": "RAR",
 }
+# The numbers of /dev/null, which ends at once (the kernel's admin-guide/devices.txt).
+_NULL_DEVICE: Final = (1, 3)
 # Control characters that no text has.
 _NO_TEXT: Final = re.compile(rb"[\x00-\x07\x0e-\x1a\x1c-\x1f]")
 
@@ -64,6 +66,20 @@ def described(head: bytes) -> str:
     if is_text(head):
         return "a text"
     return "" if head.strip(b"\0") else "zero bytes"
+
+
+def shown(name: str) -> str:
+    """The name of a file for a message; `-` is standard input."""
+    return "standard input" if name == STDIN else name or "''"
+
+
+def _is_endless(status: os.stat_result, fd: int) -> bool:
+    """Whether an open file is a device that may never end, such as /dev/zero or /dev/kmsg."""
+    return (
+        stat.S_ISCHR(status.st_mode)
+        and status.st_rdev != os.makedev(*_NULL_DEVICE)
+        and not os.isatty(fd)
+    )
 
 
 class DamagedError(Exception):
@@ -244,15 +260,18 @@ class Source:
         """Open a file; `-` for standard input.
 
         Raises:
-            CaptureError: The file does not exist or cannot be read.
+            CaptureError: The file does not exist, cannot be read or is a device without an end.
             UnavailableError: It is compressed with zstd and no decompressor is installed.
         """
-        self.name = "standard input" if name == STDIN else name
+        self.name = shown(name)
         self._damage: DamagedError | None = None
         self._errors: tuple[type[Exception], ...] = ()
         # Python has no object for a standard input that is closed.
         if name == STDIN and sys.stdin is None:
             raise CaptureError(f"{self.name}: it is closed")
+        # The path of no name is the current folder.
+        if not name:
+            raise CaptureError(f"{self.name}: the name is empty")
         try:
             # Stays open until `close`, because the caller decides how long to read.
             self._file: BinaryIO = (
@@ -264,6 +283,9 @@ class Source:
             raise CaptureError(f"{self.name}: {error.strerror}") from None
         try:
             status = os.fstat(self._file.fileno())
+            if _is_endless(status, self._file.fileno()):
+                self._file.close()
+                raise CaptureError(f"{self.name}: a device; expected a file or a pipe")
             self.total = status.st_size if stat.S_ISREG(status.st_mode) else None
             self._raw = _Counted(self._file)
             self._reader = self._decompressor()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, final
 
 from nfq_guard.capture import pcap, pcapng
 from nfq_guard.capture.frame import CaptureError
-from nfq_guard.capture.source import STDIN, DamagedError, Source, described, is_text
+from nfq_guard.capture.source import DamagedError, Source, described, is_text, shown
 from nfq_guard.cli.terminal import printable
 from nfq_guard.errors import UsageError
 
@@ -54,9 +54,8 @@ def opened(name: str) -> Iterator[io.BufferedReader]:
     try:
         source = Source(name)
     except CaptureError as error:
-        shown = "standard input" if name == STDIN else name
-        problem = str(error).removeprefix(f"{shown}: ")
-        raise UsageError(f"{shown}: cannot be read: {problem}") from None
+        problem = str(error).removeprefix(f"{shown(name)}: ")
+        raise UsageError(f"{shown(name)}: cannot be read: {problem}") from None
     raw = _Decompressed(source)
     try:
         yield io.BufferedReader(raw, _BUFFER_BYTES)

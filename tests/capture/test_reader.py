@@ -368,6 +368,20 @@ def test_an_unreadable_file(tmp_path: Path) -> None:
         Capture(str(tmp_path / "missing"))
     with pytest.raises(CaptureError, match="Is a directory"):
         Capture(str(tmp_path))
+    with pytest.raises(CaptureError, match=r"^'': the name is empty$"):
+        Capture("")
+
+
+@pytest.mark.parametrize("name", ["/dev/full", "/dev/zero", "/dev/urandom"])
+def test_a_device_without_an_end(name: str) -> None:
+    """It would be read for ever."""
+    with pytest.raises(CaptureError, match=rf"^{name}: a device; expected a file or a pipe$"):
+        Capture(name)
+
+
+def test_the_device_that_ends_at_once() -> None:
+    with pytest.raises(CaptureError, match=r"^/dev/null: the file is empty$"):
+        Capture("/dev/null")
 
 
 @pytest.mark.parametrize(

@@ -157,3 +157,16 @@ def test_an_empty_recording_has_no_packets(
     assert "0 INVALID packets" in capsys.readouterr().out
     assert main(["report", str(path), "-o", str(page)]) == 0
     assert "no events" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [("/dev/full", "a device; expected a file or a pipe"), ("''", "the name is empty")],
+)
+def test_a_recording_that_cannot_be_read(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str, problem: str
+) -> None:
+    given = name.strip("'")
+    for words in (["why", given], ["report", given, "-o", str(tmp_path / "page")]):
+        assert main(words) == 2
+        assert capsys.readouterr().err == f"nfq-guard: {name}: cannot be read: {problem}\n"
