@@ -19,9 +19,11 @@ IPV6: Final = 6
 PROTO_ICMP: Final = 1
 PROTO_TCP: Final = 6
 PROTO_UDP: Final = 17
+PROTO_DCCP: Final = 33
 PROTO_GRE: Final = 47
 PROTO_ICMPV6: Final = 58
 PROTO_SCTP: Final = 132
+PROTO_UDPLITE: Final = 136
 
 
 class Direction(IntEnum):

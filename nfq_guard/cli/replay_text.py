@@ -17,6 +17,7 @@ from nfq_guard.replay.settings import ReplaySettings
 from nfq_guard.replay.summary import Summary
 from nfq_guard.replay.words import (
     DOUBTS,
+    UNMODELLED,
     UNTRANSLATED,
     direction_text,
     doubt_gist,
@@ -313,6 +314,9 @@ def capture_notes(summary: Summary, replayer: Replayer) -> Iterator[str]:
     began = replayer.streams.began_before
     if began:
         yield f"{counted(len(began), 'flow')} began before the capture"
+    for proto, count in replayer.unmodelled.items():
+        name, kernels = UNMODELLED[proto]
+        yield f"{counted(count, 'packet')} of {name}: {kernels}"
     segments = outside(replayer.streams.began_before)
     if segments:
         yield (

@@ -31,7 +31,9 @@ from nfq_guard.conntrack.table import (
 from nfq_guard.engine import Engine, Mode
 from nfq_guard.finding import Finding, Reason
 from nfq_guard.flow import (
+    PROTO_DCCP,
     PROTO_TCP,
+    PROTO_UDPLITE,
     CtState,
     Evidence,
     FlowSnapshot,
@@ -80,6 +82,8 @@ MOST_HELD: Final = 20_000
 _FEW: Final = 8
 _WHOLE_PER_ORPHAN: Final = 3
 
+# Protocols that some kernels follow with trackers of their own, which the table does not have.
+_UNMODELLED: Final = (PROTO_DCCP, PROTO_UDPLITE)
 _WITHOUT_ENTRY: Final = (Reason.NO_ENTRY, Reason.ICMP_UNRELATED)
 _PREROUTING: Final = int(Hook.PREROUTING)
 
@@ -116,6 +120,8 @@ class Replayer:
         ignored: Number of these that left their flow unchanged.
         streams: The TCP streams as the capture shows them.
         drops: Frames that the capture itself reports as dropped; set by the caller.
+        unmodelled: Number of packets of protocols that some kernels follow with trackers of their
+            own, by the number of the protocol; the table does not model these trackers.
         cut_options: TCP segments whose options were not captured completely.
         copies: Finds frames that repeat a packet; these are not judged.
         translations: Flows whose address translation the capture shows.
@@ -131,6 +137,7 @@ class Replayer:
         self.reader = PacketReader(settings.checksums, self.copies)
         self.streams = Streams(settings.capacity, settings.assumed_wscale)
         self.drops = 0
+        self.unmodelled: dict[int, int] = {}
         self.cut_options = 0
         self.translations = 0
         self._associations = Associations(settings.capacity)
@@ -308,14 +315,24 @@ class Replayer:
                 if table.key is not None:
                     self._follow_segment(packet, l4, table.key, frame.number)
                 self._link_reset(packet, l4, frame.number)
-            elif isinstance(l4, SctpPacket):
-                entry = table.entry
-                state = None if entry is None else entry.association
-                self._associations.take(packet, l4, code, state, table.direction)
-            elif isinstance(l4, IcmpMessage):
-                way = None if code == CT_INVALID else table.direction
-                self._answers_half = self._requests.take(packet, l4, reader.octets, reader.now, way)
+            else:
+                self._follow_other(packet, code)
         return code
+
+    def _follow_other(self, packet: Packet, code: int) -> None:
+        """Take a packet of another protocol than TCP into account; `code` is that of `follow`."""
+        reader = self.reader
+        table = self.table
+        l4 = packet.l4
+        if isinstance(l4, SctpPacket):
+            entry = table.entry
+            state = None if entry is None else entry.association
+            self._associations.take(packet, l4, code, state, table.direction)
+        elif isinstance(l4, IcmpMessage):
+            way = None if code == CT_INVALID else table.direction
+            self._answers_half = self._requests.take(packet, l4, reader.octets, reader.now, way)
+        elif packet.proto in _UNMODELLED:
+            self.unmodelled[packet.proto] = self.unmodelled.get(packet.proto, 0) + 1
 
     def _follow_segment(self, packet: Packet, segment: Segment, key: Key, frame: int) -> None:
         """Add the last segment to its stream, whose later segments decide about it."""

@@ -15,7 +15,7 @@ from nfq_guard.replay.outside import outside
 from nfq_guard.replay.replayer import Replayer
 from nfq_guard.replay.settings import ReplaySettings
 from nfq_guard.replay.stream import Doubt
-from nfq_guard.replay.words import direction_text
+from nfq_guard.replay.words import UNMODELLED, direction_text
 from nfq_guard.wire.packet import Packet, tuple_of
 
 # Bounds the flows with INVALID packets that are counted by name, because each packet of a scan is a
@@ -84,6 +84,8 @@ class SummaryRecord(TypedDict):
         copies: Frames that show an earlier packet again; they are not judged.
         translations: Flows whose address translation the capture shows.
         untranslated: Packets that escaped the translation of their flow.
+        unmodelled: Packets of protocols that some kernels follow with trackers of their own, which
+            the replay does not model, by protocol.
         one_way: Flows of which the capture has only one end, although the other end answered.
         cut_options: TCP segments whose options were not captured completely.
         cut_openings: SYNs among these. The window scale of their flows is unknown, so no window is
@@ -120,6 +122,7 @@ class SummaryRecord(TypedDict):
     copies: int
     translations: int
     untranslated: list[UntranslatedRecord]
+    unmodelled: dict[str, int]
     one_way: int
     cut_options: int
     cut_openings: int
@@ -214,6 +217,9 @@ class Summary:
                 }
                 for one in replayer.streams.escapes.found
             ],
+            "unmodelled": {
+                UNMODELLED[proto].name: count for proto, count in replayer.unmodelled.items()
+            },
             "one_way": replayer.streams.one_way(),
             "cut_options": replayer.cut_options,
             "cut_openings": replayer.streams.cut_openings,

@@ -14,7 +14,7 @@ from nfq_guard.replay.packets import (
     SNAPPED,
     UNKNOWN_LINK,
 )
-from nfq_guard.replay.words import state_name
+from nfq_guard.replay.words import UNMODELLED, state_name
 from nfq_guard.wire.packet import RST, SYN, Segment
 
 WHY_ABSENT: Final = {
@@ -49,6 +49,10 @@ def why_passed(explanation: Explanation) -> str:
     if outcome.ignored is not None:
         return IGNORED[outcome.ignored]
     segment = explanation.segment
+    packet = outcome.packet
+    if packet is not None and packet.proto in UNMODELLED:
+        name, kernels = UNMODELLED[packet.proto]
+        return f"{outcome.ctstate}. It is a packet of {name}: {kernels}."
     if segment is None:
         return f"{outcome.ctstate}: its protocol has no window, so an entry suffices."
     before = explanation.before

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Short texts about packets and findings."""
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from nfq_guard.capture.frame import frame_name
 from nfq_guard.conntrack.entry import Key
 from nfq_guard.conntrack.sctp_states import CHUNK_NAMES
 from nfq_guard.finding import Breach, Finding
-from nfq_guard.flow import Association, FlowTuple, SctpState
+from nfq_guard.flow import PROTO_DCCP, PROTO_UDPLITE, Association, FlowTuple, SctpState
 from nfq_guard.glossary import BOUND_WORDS
 from nfq_guard.names import bytes_of, protocol, tcp_flags, tcp_state, tuple_ends
 from nfq_guard.replay.doubt import Doubted
@@ -105,6 +105,33 @@ DOUBTS: Final = {
     Doubt.FRAMES_MISSING: "frames of other flows are missing from the capture, possibly "
     "one that this packet answers",
     Doubt.CAPTURE_DROPS: "the capture reports dropped frames",
+}
+
+
+class Unmodelled(NamedTuple):
+    """A protocol that some kernels follow with a tracker of its own, which the table lacks.
+
+    Attributes:
+        name: Its name.
+        kernels: What kernels do with its packets.
+    """
+
+    name: str
+    kernels: str
+
+
+# Measured on 5.10, 6.1, 6.12, 6.18 and 7.3 (kernel.md 1.15).
+UNMODELLED: Final = {
+    PROTO_DCCP: Unmodelled(
+        "DCCP",
+        "kernels 5.10 to 6.12 call those that do not fit a connection's states INVALID; here, as "
+        "since 6.18, every packet fits",
+    ),
+    PROTO_UDPLITE: Unmodelled(
+        "UDP-Lite",
+        "kernels 5.10 to 6.18 call even those with a correct checksum INVALID (bad checksum); "
+        "here, as in 7.3, their checksum does not count",
+    ),
 }
 
 

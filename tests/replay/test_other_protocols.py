@@ -3,6 +3,7 @@
 
 from pathlib import Path
 
+import orjson
 import pytest
 
 from nfq_guard.capture.frame import Frame
@@ -330,3 +331,25 @@ def test_errors_of_a_capture_of_icmp_alone() -> None:
 def test_a_message_that_answers_none() -> None:
     """Conntrack has no entry for an advertisement of a router, whatever came before."""
     assert found_in(icmp(A4, B4, 9, bytes(12))) == [(0, Reason.NO_ENTRY, True)]
+
+
+@pytest.mark.parametrize(
+    ("proto", "name", "said"),
+    [
+        (33, "DCCP", "kernels 5.10 to 6.12 call those that do not fit a connection's states"),
+        (136, "UDP-Lite", "kernels 5.10 to 6.18 call even those with a correct checksum INVALID"),
+    ],
+)
+def test_a_protocol_that_some_kernels_follow(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], proto: int, name: str, said: str
+) -> None:
+    """The replay has no tracker of it, which it says."""
+    file = tmp_path / "others.pcap"
+    packets = [ip(A4, B4, proto, bytes(20)), ip(A6, B6, proto, bytes(20)), udp(A4, B4, 1, 2)]
+    file.write_bytes(captures.pcap([(0, 0, octets) for octets in packets], linktype=_RAW))
+    assert main(["replay", str(file), "--summary"]) == 0
+    assert f"  2 packets of {name}: {said}" in capsys.readouterr().out
+    assert main(["replay", str(file), "--summary", "--format", "json"]) == 0
+    assert orjson.loads(capsys.readouterr().out)["unmodelled"] == {name: 2}
+    assert main(["explain", str(file), "1"]) == 0
+    assert f"NEW. It is a packet of {name}: " in " ".join(capsys.readouterr().out.split())
