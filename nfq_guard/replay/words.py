@@ -98,7 +98,8 @@ DOUBTS: Final = {
     Doubt.UNSEEN_WINDOW: "its stream goes on here: the receiver may have offered more room in a "
     "frame that is not in the capture",
     Doubt.UNSEEN_HANDSHAKE: "the capture lacks a part of the handshake",
-    Doubt.UNSEEN_REQUEST: "the packet that it answers is not in the capture, or behind it",
+    Doubt.UNSEEN_REQUEST: "the packet that it answers is not in the capture, or behind it, or has "
+    "other addresses or ports there",
     Doubt.OUT_OF_ORDER: "the frames of the capture are out of order",
     Doubt.SILENCE: "an answer came after a silence in which TCP would have repeated the question: "
     "the clock was set forward, or frames are missing",
