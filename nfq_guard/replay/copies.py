@@ -9,6 +9,9 @@ Address translation and routing change addresses, ports, the hop limit, checksum
 SYN. They do not change the identification of an IPv4 packet, or the sequence numbers, flags and
 window of its segment; these fields identify the packet. If the identification is absent or was
 rewritten, options and payload are compared as well.
+
+A packet waits in the queue of its interface, and captures of two hosts have two clocks. By its
+identification or its timestamp it is recognised seconds later, in another place.
 """
 
 from typing import Final, final
@@ -21,6 +24,9 @@ from nfq_guard.wire.packet import ACK, SYN, Packet, Segment
 
 # Within this time a host forwards a packet, nanoseconds.
 _WITHIN_NS: Final = 50_000_000
+# Within this time a packet that no other resembles may be seen in another place: it waited in a
+# queue, or the clock there differs.
+_LONGEST_NS: Final = 5_000_000_000
 # Within this time a packet without an identification appears again; a retransmission takes longer.
 _AT_ONCE_NS: Final = 2_000_000
 # Packets remembered in one generation. The two last generations are searched.
@@ -186,12 +192,14 @@ class Copies:
         if name == _NO_ID and not segment.flags & SYN:
             numbers += segment.options
         digest = name + numbers
-        seen = self._seen(digest, time_ns)
+        unique = name != _NO_ID or segment.flags & SYN != 0 or _has_timestamp(segment.options)
+        seen = self._seen(digest, time_ns, _LONGEST_NS if unique else _WITHIN_NS)
         sighting = Sighting(time_ns, frame, key, packet.hop_limit, link, damaged)
         if seen is not None:
             if seen.key == key:
                 elsewhere = packet.hop_limit != seen.hop_limit or link != seen.link
-                at_once = name != _NO_ID or abs(time_ns - seen.time_ns) <= _AT_ONCE_NS
+                soon_ns = _AT_ONCE_NS if name == _NO_ID else _WITHIN_NS
+                at_once = abs(time_ns - seen.time_ns) <= soon_ns
                 if elsewhere or (at_once and self._is_mirrored()):
                     self.first = seen
                     self.copies += 1
@@ -204,7 +212,7 @@ class Copies:
         if self._several and name != _NO_ID:
             at = start + 20 + len(segment.options)
             content = numbers + octets[at : at + _PAYLOAD]
-            other = self._seen(content, time_ns)
+            other = self._seen(content, time_ns, _WITHIN_NS)
             if (
                 other is not None
                 and other.key != key
@@ -221,11 +229,11 @@ class Copies:
             return DEPARTED
         return FIRST
 
-    def _seen(self, digest: bytes, time_ns: int) -> Sighting | None:
+    def _seen(self, digest: bytes, time_ns: int, within_ns: int) -> Sighting | None:
         seen = self._recent.get(digest)
         if seen is None:
             seen = self._older.get(digest)
-        if seen is None or abs(time_ns - seen.time_ns) > _WITHIN_NS:
+        if seen is None or abs(time_ns - seen.time_ns) > within_ns:
             return None
         return seen
 
@@ -296,6 +304,14 @@ def link_place(frame: Frame, header_len: int) -> bytes:
     if frame.interface or frame.source:
         place += b"%d/%d" % (frame.interface, frame.source)
     return place
+
+
+def _has_timestamp(options: bytes) -> bool:
+    """Whether a segment has a timestamp, with which it is not sent again (RFC 7323 3.2).
+
+    It comes first, or behind two octets of padding, in every segment but a SYN.
+    """
+    return options.startswith((b"\x08\x0a", b"\x01\x01\x08\x0a"))
 
 
 def _is_telling(segment: Segment) -> bool:

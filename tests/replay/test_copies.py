@@ -482,3 +482,73 @@ def test_no_two_flows_leave_with_one_tuple() -> None:
     assert table.translate(first, leaving)
     assert not table.translate(second.original, reverse(leaving))
     assert second.reply == reverse(second.original)
+
+
+def transfer(family: int) -> Conversation:
+    """Blocks of data both ways, with timestamps, longer than any of the delays below."""
+    talk = Conversation(client_isn=0x12345678, server_isn=0x23456789, family=family)
+    talk.open()
+    received = 1
+    mark: list[tuple[str, object]] = []
+    for turn in range(120):
+        mark = [("NOP", b""), ("NOP", b""), ("Timestamp", (turn, turn))]
+        talk.client("PA", 1 + 100 * turn, received, length=100, options=mark, wait=0.03)
+        for part in range(8):
+            at = received + 1400 * part
+            end = 101 + 100 * turn
+            talk.server("A", at, end, length=1400, options=mark, wait=0.0001 if part else 0.03)
+        received += 1400 * 8
+        talk.client("A", 101 + 100 * turn, received, options=mark, wait=0.0001)
+    talk.client("FA", 12_001, received, options=mark)
+    talk.server("FA", received, 12_002, options=mark)
+    talk.client("A", 12_002, received + 1, options=mark)
+    return talk
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("later_s", [-2.5, -0.3, -0.06, 0.06, 0.3, 2.5])
+def test_captures_of_both_hosts(family: int, later_s: float) -> None:
+    """The clock of the second differs, or its packets travelled for that time."""
+    frames: list[Frame] = []
+    for frame in transfer(family).frames:
+        if family == 4:
+            frame.octets = numbered(frame.octets, frame.number)
+        there = Frame(
+            frame.number,
+            frame.time_ns + int(later_s * 1e9),
+            frame.linktype,
+            frame.wire_len,
+            summed(rewritten(frame.octets)) if family == 4 else frame.octets,
+            1,
+        )
+        frames += (frame, there)
+    frames.sort(key=lambda frame: frame.time_ns)
+    replayer, found = replayed(frames)
+    assert [one.finding for one in found] == []
+    # The end of the handshake has no timestamp here, and in IPv6 no identification.
+    assert len(frames) // 2 - replayer.copies.copies == (0 if family == 4 else 1)
+
+
+def test_a_queue_before_a_translation() -> None:
+    """Packets that a host shapes leave long after they arrived."""
+    talk = talk_of_service(0x12345678)
+    shown = node(talk)
+    for place, frame in enumerate(shown):
+        frame.time_ns += 300_000_000 * place
+    replayer, found = replayed(shown)
+    assert found == []
+    assert replayer.copies.copies == len(talk.frames)
+    assert (replayer.table.created, replayer.translations) == (1, 1)
+
+
+def test_a_late_repetition_in_the_same_place_is_no_copy() -> None:
+    """Its sender numbers all packets alike, and sent it again."""
+    talk = talk_of_service(0x12345678)
+    again = talk.frames[3]
+    late = Frame(99, again.time_ns + 400_000_000, SLL, again.wire_len + 16, again.octets, 0)
+    shown = AnyCapture()
+    for frame in [*talk.frames, late]:
+        shown.show(numbered(frame.octets, 7), frame.time_ns, INCOMING)
+    replayer, found = replayed(shown.frames)
+    assert found == []
+    assert (replayer.copies.copies, replayer.packets) == (0, len(talk.frames) + 1)
