@@ -271,6 +271,10 @@ NAMES: Final[dict[int, str]] = {
     258: "pktap of macOS",
     271: "vsock",
     LINUX_SLL2: "Linux cooked v2",
+    281: "Broadcom switch tag",
+    282: "Broadcom switch tag in front",
+    284: "Marvell DSA tag",
+    285: "Marvell EDSA tag",
 }
 
 

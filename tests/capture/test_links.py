@@ -121,5 +121,6 @@ def test_names() -> None:
     assert links.name_of(109) == "109 (OpenBSD IPsec encapsulation)"
     assert links.name_of(166) == "166 (PPP of pppd with direction)"
     assert links.name_of(204) == "204 (PPP with direction)"
+    assert links.name_of(285) == "285 (Marvell EDSA tag)"
     assert links.name_of(60_000) == "60000"
     assert set(links.LINKS) <= set(links.NAMES)
