@@ -3,6 +3,7 @@
 
 import argparse
 import gc
+import resource
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -34,6 +35,8 @@ from nfq_guard.replay.summary import Summary
 if TYPE_CHECKING:
     from nfq_guard.cli.replay_page import ReplayPage
 
+# Open files besides the captures.
+_OTHER_FILES: Final = 64
 _DESCRIPTION: Final = """\
 Follow a capture with the rules of a chosen kernel's conntrack. For each packet that iptables
 would have matched as INVALID, say why, with the numbers that prove it, and what the policy does.
@@ -119,6 +122,7 @@ def run(args: argparse.Namespace) -> int:
         gc.disable()
         stack.callback(gc.enable)
         captures: list[Capture] = []
+        _allow_files(len(args.captures))
         for source, name in enumerate(args.captures):
             captures.append(Capture(name, source))
             stack.callback(captures[-1].close)
@@ -165,6 +169,20 @@ def run(args: argparse.Namespace) -> int:
             notes = [*map(printable, damage), *capture_notes(summary, replayer)]
             sys.stderr.write(f"nfq-guard: {page.write(name, settings, notes)}\n")
     return EXIT_OK
+
+
+def _allow_files(captures: int) -> None:
+    """Raise the soft limit of open files, as far as allowed, to have all captures open at once.
+
+    Only then can they be merged by time; a ring of tcpdump may have thousands of files.
+    """
+    needed = captures + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY:
+        needed = min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _check(args: argparse.Namespace) -> None:
