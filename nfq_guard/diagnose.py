@@ -52,6 +52,7 @@ from nfq_guard.finding import BOUNDS, Breach, Finding, Reason
 from nfq_guard.flow import (
     IP_CT_TCP_FLAG_SACK_PERM,
     IPV4,
+    PROTO_UDPLITE,
     Evidence,
     FlowSnapshot,
     Hook,
@@ -183,7 +184,10 @@ def diagnose_logged(
     finding = diagnose(queued, packet, snapshot, evidence, kernel, sysctls)
     if text is not None:
         reason = text.reason
-        return finding if reason is None else _as_logged(finding, packet, snapshot, text, reason)
+        if reason is None or (reason is Reason.BAD_CHECKSUM and _is_of_udplite(packet)):
+            # Conntrack computes the checksum of UDP-Lite wrongly (kernel.md 1.15).
+            return finding
+        return _as_logged(finding, packet, snapshot, text, reason)
     if finding.reason is Reason.RACED or finding.detail == NO_WINDOW:
         silent_cause = _silent_cause(packet, sysctls.loose, silent())
         if silent_cause is not None:
@@ -191,6 +195,10 @@ def diagnose_logged(
     if finding.detail == NO_WINDOW:
         return Finding(Reason.UNSUPPORTED, None, NOT_LOGGED)
     return finding
+
+
+def _is_of_udplite(packet: Packet | Malformed) -> bool:
+    return isinstance(packet, Packet) and packet.proto == PROTO_UDPLITE
 
 
 def _as_logged(

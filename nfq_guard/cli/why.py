@@ -120,6 +120,7 @@ def _case(record: LoggedRecord) -> tuple[object, ...]:
         record["reason"],
         record["ignored"],
         record["tcp_flags"],
+        record["meaning"],
         record["text"] if record["source"] == "rule" or record["verdict"] in _APART else "",
     )
 

@@ -76,6 +76,16 @@ _OVERSHOOT: Final = (
     "It goes beyond the room that the receiver offered, by less than one window. Kernels before "
     "6.1 call it INVALID; from 6.1 on it passes with its flow."
 )
+# Measured on 5.10, 6.1, 6.12 and 6.18 (kernel.md 1.15).
+_UDPLITE: Final = ("udplite", "136")
+_MISTAKEN: Final = (
+    "Conntrack computes the checksum of UDP-Lite with the protocol number of UDP, so that it finds "
+    "every correct one wrong. The packet is not damaged."
+)
+_EXEMPT: Final = (
+    "Exempt UDP-Lite (protocol 136) from rules that drop INVALID packets, or from conntrack: "
+    "iptables -t raw -A PREROUTING -p udplite -j NOTRACK. Its receiver checks the checksum."
+)
 
 
 class LogBreachRecord(TypedDict):
@@ -149,6 +159,8 @@ class Case(NamedTuple):
         reason: As in `LoggedRecord`.
         ignored: As in `LoggedRecord`.
         flags: TCP flags of a packet that a rule logged.
+        mistaken: Whether conntrack computes the checksum that it found wrong otherwise than the
+            protocol does.
     """
 
     source: Source
@@ -157,6 +169,7 @@ class Case(NamedTuple):
     reason: Reason | None
     ignored: Ignored | None
     flags: int | None
+    mistaken: bool = False
 
 
 # Cannot be the prefix of a rule, because a line cannot contain it.
@@ -182,7 +195,8 @@ def case_of(packet: LoggedPacket) -> Case | None:
         return None
     if logged.reason is None:
         return Case("conntrack", text, "not said", None, None, None)
-    return Case("conntrack", "", "invalid", logged.reason, None, None)
+    mistaken = logged.reason is Reason.BAD_CHECKSUM and packet.proto in _UDPLITE
+    return Case("conntrack", "", "invalid", logged.reason, None, None, mistaken)
 
 
 def breach_of_line(packet: LoggedPacket) -> Breach | None:
@@ -304,6 +318,8 @@ def _meaning(case: Case) -> str:
         return kind + (_INVALID_RULE if "invalid" in case.prefix.lower() else _RULE_LOGGED)
     if case.verdict == "dropped":
         return _DROPPED_TEXT
+    if case.mistaken:
+        return _MISTAKEN
     if case.reason is not None:
         return _OVERSHOOT if case.ignored is not None else REASONS[case.reason].sentences
     return _UNKNOWN_TEXT if case.ignored is None else IGNORED[case.ignored]
@@ -315,6 +331,8 @@ def _next(case: Case, src: str) -> str:
         return f"{_ASK_CONNTRACK} {capture}"
     if case.verdict == "dropped":
         return _NO_HELPER
+    if case.mistaken:
+        return _EXEMPT
     if case.verdict == "passes":
         return "Nothing: the packet was forwarded with its flow."
     return capture if case.reason is None else f"{CONSEQUENCES[case.reason].advice} {capture}"

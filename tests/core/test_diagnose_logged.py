@@ -267,3 +267,11 @@ def test_evidence_is_switched_between_batches() -> None:
     assert engine.judge(batch, now=0.0)[0].finding.reason is Reason.SEQ_OVER
     engine.look_up_in(Table(entry()), None)
     assert engine.judge(batch, now=0.0)[0].finding.reason is Reason.UNSUPPORTED
+
+
+def test_a_checksum_that_conntrack_computes_wrongly() -> None:
+    """It calls correct packets of UDP-Lite damaged; the default policy drops damaged packets."""
+    correct = ip(A4, B4, 136, bytes.fromhex("03e800020000") + b"\x41\xb5" + b"abcd")
+    assert finding(correct, "bad checksum").reason is Reason.UNSUPPORTED
+    assert finding(correct, "invalid checksum coverage").reason is Reason.MALFORMED
+    assert finding(segment(ACK, 1, 1), "bad checksum") == Finding(Reason.BAD_CHECKSUM)

@@ -543,3 +543,21 @@ def test_a_journal_that_cannot_be_read(
     monkeypatch.setenv("PATH", "/nonexistent")
     assert main(["why", "--journal"]) == 69
     assert "journalctl: cannot be started" in capsys.readouterr().err
+
+
+def test_a_checksum_that_conntrack_computes_wrongly(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It calls correct packets of UDP-Lite damaged: no reason to drop them or to change a NIC."""
+    lite = tcp("nf_ct_proto_136: bad checksum ").replace("PROTO=TCP", "PROTO=UDPLITE")
+    other = tcp("nf_ct_proto_6: bad checksum ")
+    first, second = records(lite, lite, other)
+    assert (first["reason"], second["reason"]) == (Reason.BAD_CHECKSUM, Reason.BAD_CHECKSUM)
+    assert first["next"].startswith("Exempt UDP-Lite (protocol 136) from rules that drop INVALID")
+    assert second["next"].startswith("Drop it. ")
+    log = tmp_path / "log"
+    log.write_text(lite + lite + other, encoding="ascii")
+    assert main(["why", str(log)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("bad-checksum, INVALID") == 2
+    assert "The packet is not damaged." in " ".join(said.split())
