@@ -32,6 +32,7 @@ _HEADINGS: Final = ("frame", "time", "packet", "", "ctstate", "reason", "state",
 _CTSTATE: Final = 4
 _RIGHT: Final = frozenset({0, 1})
 _MOST_FLOWS: Final = 10
+_DAY_NS: Final = 86_400_000_000_000
 _GAP: Final = "  "
 # Indent of continuation lines, for rows that are wider than the terminal.
 _INDENT: Final = 6
@@ -277,17 +278,29 @@ def _flow_notes(replayer: Replayer) -> Iterator[str]:
             yield f"  and {len(escapes) - _MOST_FLOWS:,} more"
 
 
+def _time_notes(replayer: Replayer) -> Iterator[str]:
+    """Notes on the times of the frames."""
+    if replayer.reader.disordered:
+        yield (
+            f"{counted(replayer.reader.disordered, 'frame')} with a time before the frame before: "
+            "reordercap puts them in order"
+        )
+    if replayer.reader.gap_frame and replayer.expires:
+        days = replayer.reader.gap_ns // _DAY_NS
+        yield (
+            f"no frame for {counted(days, 'day')} before {frame_name(replayer.reader.gap_frame)}: "
+            "every entry has expired there by the kernel's timeouts; not if the clock was set "
+            "(--no-timeouts)"
+        )
+
+
 def capture_notes(summary: Summary, replayer: Replayer) -> Iterator[str]:
     """Notes on what the capture lacks."""
     for kind, count in summary.by_doubt.most_common():
         yield f"{counted(count, 'INVALID packet')} not counted above: {DOUBTS[kind]}"
     if replayer.drops:
         yield f"the capture reports {counted(replayer.drops, 'dropped frame')}"
-    if replayer.reader.disordered:
-        yield (
-            f"{counted(replayer.reader.disordered, 'frame')} with a time before the frame before: "
-            "reordercap puts them in order"
-        )
+    yield from _time_notes(replayer)
     yield from _flow_notes(replayer)
     if replayer.cut_options:
         cut = counted(replayer.cut_options, "segment")

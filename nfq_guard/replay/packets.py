@@ -10,7 +10,8 @@ from typing import Final, final
 from nfq_guard.capture.frame import Frame
 from nfq_guard.capture.links import ETHERNET, LINKS, LINUX_SLL, LINUX_SLL2, NO_PACKET
 from nfq_guard.capture.tunnels import UNREAD, inner_of
-from nfq_guard.flow import IPV4, IPV6
+from nfq_guard.conntrack.sysctls import TCP_TIMEOUTS_S
+from nfq_guard.flow import IPV4, IPV6, TcpState
 from nfq_guard.replay.checksums import ChecksumJudge, ChecksumMode, Suspect
 from nfq_guard.replay.copies import Copies
 from nfq_guard.wire.fragments import Reassembler, is_fragment
@@ -27,6 +28,8 @@ COPIED: Final = "a copy of an earlier frame"
 SNAPPED: Final = "the capture ends inside the headers"
 
 _IPV6_HEADER: Final = 40
+# A longer time without a frame is noted: that of conntrack's longest timeout, nanoseconds.
+_GAP_NS: Final = TCP_TIMEOUTS_S[TcpState.ESTABLISHED] * 1_000_000_000
 # Length of a frame above which an IPv6 packet with a length field of 0 is a super-packet: ordinary
 # links carry no longer one, and those of Windows have this field at any length.
 _LONGEST_PADDED: Final = 1514
@@ -42,6 +45,9 @@ class PacketReader:
         frames: Number of frames read; packets inside tunnels do not count.
         without_packet: Number of frames without a packet for conntrack, by phrase.
         unknown_links: Link types that are not supported, each with the number of its first frame.
+        gap_ns: The longest time between two frames, if it exceeds conntrack's longest timeout; else
+            that timeout.
+        gap_frame: Number of the frame behind it; 0 without one.
         disordered: Number of frames that are older than the frame before them.
         tunnels: Number of packets that carry another packet, by the name of the tunnel.
         unread: The names of these tunnels whose packets are never read.
@@ -67,6 +73,8 @@ class PacketReader:
         self.frames = 0
         self.without_packet: dict[str, int] = {}
         self.unknown_links: dict[int, int] = {}
+        self.gap_ns = _GAP_NS
+        self.gap_frame = 0
         self.disordered = 0
         self.tunnels: dict[str, int] = {}
         self.unread: set[str] = set()
@@ -99,7 +107,7 @@ class PacketReader:
     def time_of(self, frame: Frame) -> float:
         """Seconds from the first frame to `frame`."""
         if self._start_ns < 0:
-            self._start_ns = frame.time_ns
+            self._start_ns = self._last_ns = frame.time_ns
         return (frame.time_ns - self._start_ns) / 1_000_000_000
 
     def pass_by(self, frame: Frame, now: float) -> None:
@@ -114,6 +122,9 @@ class PacketReader:
                 self._earliest_ns = frame.time_ns
             self._latest_ns = max(self._latest_ns, self._last_ns)
             self.disordered += 1
+        elif frame.time_ns - self._last_ns > self.gap_ns:
+            self.gap_ns = frame.time_ns - self._last_ns
+            self.gap_frame = frame.number
         self._last_ns = frame.time_ns
 
     def take_whole(self, octets: bytes) -> None:

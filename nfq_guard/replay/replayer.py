@@ -185,6 +185,11 @@ class Replayer:
         return self._settings.decapsulate
 
     @property
+    def expires(self) -> bool:
+        """Whether entries expire."""
+        return self._settings.sysctls.expires
+
+    @property
     def assumes_nat(self) -> bool:
         """Whether every flow is taken to be translated."""
         return self._settings.nat_status != 0

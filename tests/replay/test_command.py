@@ -532,3 +532,29 @@ def test_more_captures_than_open_files(tmp_path: Path, capsys: pytest.CaptureFix
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert capsys.readouterr().out.startswith("No packet is INVALID")
+
+
+@pytest.mark.parametrize(
+    ("days", "option", "noted"), [(6, [], 1), (6, ["--no-timeouts"], 0), (4, [], 0)]
+)
+def test_a_gap_in_which_every_entry_expires(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    days: int,
+    option: list[str],
+    noted: int,
+) -> None:
+    """Or the clock was set, as on a host without one: the file does not tell."""
+    talk = Conversation()
+    talk.open()
+    talk.client("PA", 1, 1, length=10)
+    talk.server("A", 1, 11)
+    talk.client("FA", 11, 1, wait=days * 86_400)
+    talk.server("FA", 1, 12)
+    assert main(["replay", "--summary", *option, talk.save(tmp_path / "gap.pcap")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    note = (
+        "no frame for 6 days before frame 6: every entry has expired there by the kernel's timeouts"
+    )
+    assert said.count(f"{note}; not if the clock was set (--no-timeouts)") == noted
+    assert ("INVALID by reason" in said) == bool(noted)
