@@ -11,6 +11,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterable, Sequence
+from types import FrameType
 from typing import Final, Protocol, TextIO, cast
 
 from nfq_guard import __version__
@@ -113,8 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
     chosen = command_in(words)
-    if chosen == DAEMON:
-        _ignore_early_signals()
+    _expect_early_signals(daemon=chosen == DAEMON)
     try:
         return _main(words, chosen)
     except KeyboardInterrupt:
@@ -195,11 +195,24 @@ def _unwritable(error: OSError) -> int:
     return EXIT_NOT_FINE
 
 
-def _ignore_early_signals() -> None:
-    """Keep a reload signal that arrives during the imports from ending the daemon."""
-    if threading.current_thread() is threading.main_thread():
+def _expect_early_signals(*, daemon: bool) -> None:
+    """Let no early reload signal end the daemon, and let SIGTERM end process 1.
+
+    A log rotation may signal during the imports. The kernel discards a signal to process 1, as a
+    container's daemon is, without a handler: it would run until its SIGKILL and leave its rules.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if daemon:
         for number in (signal.SIGHUP, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
+    if os.getpid() == 1:
+        signal.signal(signal.SIGTERM, _terminated)
+
+
+def _terminated(number: int, _frame: FrameType | None) -> None:
+    """End as the signal ends any other process."""
+    os._exit(128 + number)
 
 
 def _open_standard_streams() -> None:

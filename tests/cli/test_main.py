@@ -239,7 +239,7 @@ def test_an_interrupt_is_exit_status_130(tmp_path: Path, words: tuple[str, ...])
 
 
 def loading(
-    command: str, number: signal.Signals, *words: str
+    command: str, number: signal.Signals, *words: str, prefix: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess[bytes]:
     """Run a command that receives a signal just before it imports its module."""
     code = (
@@ -252,7 +252,10 @@ def loading(
         f"sys.exit(main(['{command}', *sys.argv[1:]]))"
     )
     return subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, check=False, env=ENVIRONMENT
+        [*prefix, sys.executable, "-c", code, *words],
+        capture_output=True,
+        check=False,
+        env=ENVIRONMENT,
     )
 
 
@@ -262,6 +265,15 @@ def test_an_early_reload_signal_is_ignored(number: signal.Signals) -> None:
     done = loading("run", number, "--config", "/nonexistent")
     assert done.returncode == 2
     assert done.stderr.startswith(b"nfq-guard: /nonexistent: ")
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_an_early_sigterm_ends_process_1(command: str) -> None:
+    """The kernel discards it without a handler, and `docker stop` would end in SIGKILL."""
+    one = ("unshare", "--pid", "--fork", "--kill-child")
+    done = loading(command, signal.SIGTERM, "--config=/nonexistent", prefix=one)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, b"")
 
 
 def test_an_interrupt_during_imports_is_silent() -> None:
