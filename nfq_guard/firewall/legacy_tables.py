@@ -97,10 +97,9 @@ class LegacyTables:
         found: set[Jump] = set()
         for one in self._sockets:
             family = int(one.family)
-            table = _table(one)
-            if table is None:
+            hooks = _queueing(one)
+            if hooks is None:
                 return None
-            hooks = _hooks_to(CHAIN, table, _LAYOUTS[one.family])
             found |= {(_MANGLE, family, hook) for hook in hooks}
             if self._fallback:
                 dropping = self._look(one)
@@ -162,12 +161,29 @@ def digests(through: socket.socket) -> dict[str, str]:
     return found
 
 
+def _queueing(through: socket.socket) -> set[int] | None:
+    """The hooks with a jump to the chain that queues; None if unknown."""
+    layout = _LAYOUTS[through.family]
+    listed = _listed(layout)
+    if listed is not None and _MANGLE not in listed:
+        return set()
+    table = _table(through)
+    return None if table is None else _hooks_to(CHAIN, table, layout)
+
+
 def _names(layout: _Layout) -> list[str]:
     """The existing tables; reading a missing one would make the kernel create it."""
+    return _listed(layout) or []
+
+
+def _listed(layout: _Layout) -> list[str] | None:
+    """The existing tables; None if they are unknown."""
     try:
         names = Path("/proc/thread-self/net", layout.names).read_text(encoding="ascii")
-    except OSError:
+    except FileNotFoundError:  # the module is not loaded
         return []
+    except OSError:
+        return None
     return names.split()
 
 

@@ -15,6 +15,7 @@ from nfq_guard.firewall import Backend, FailMode, Family, Firewall, RulesSpec, l
 from nfq_guard.firewall.legacy_copy import LegacyCopy
 from nfq_guard.firewall.legacy_tables import Jump, LegacyTables
 from nfq_guard.firewall.queued import queued_packets
+from nfq_guard.lab.netns import Namespace
 from nfq_guard.raw_rules import RawReading
 from tests.firewall.conftest import ADDRESSES, Wire
 
@@ -66,6 +67,20 @@ def test_the_jumps_are_seen_among_rules_of_others(
     assert tables.jumps() == BOTH | dropping
     firewall.remove()
     assert tables.jumps() == frozenset()
+
+
+def test_looking_for_jumps_makes_no_table() -> None:
+    """It would take time of every packet, and iptables-nft warns of one ever after."""
+    with ExitStack() as stack, Namespace("legacy") as host, host.entered():
+        sockets = [
+            stack.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+            for family in (socket.AF_INET, socket.AF_INET6)
+        ]
+        for fallback in (False, True):
+            assert LegacyTables(sockets, fallback=fallback).jumps() == frozenset()
+        assert legacy_copy.made() == b""
+        names = host.run("cat", "/proc/net/ip_tables_names", "/proc/net/ip6_tables_names").stdout
+        assert names == ""
 
 
 @pytest.mark.parametrize(
