@@ -6,6 +6,7 @@ renders it once for all clients. There are at most `CONNECTIONS_MAX` clients, ea
 most `CLIENT_S`, and a request has at most `REQUEST_MAX_BYTES`. A response ends the connection.
 """
 
+import errno
 import math
 import selectors
 import socket
@@ -28,6 +29,7 @@ HUNG_S: Final = 5.0
 _METHODS: Final = frozenset({"GET", "HEAD"})
 _PLAIN: Final = "text/plain; charset=utf-8"
 _EXPOSITION: Final = "text/plain; version=0.0.4; charset=utf-8"
+_EVERYWHERE: Final = "::"
 _TICK_S: Final = 1.0
 _READ_BYTES: Final = 4096
 
@@ -197,7 +199,7 @@ class MetricsServer:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Listen at an address.
+    """Listen at an address; with `::` at every address of this host, IPv4 included.
 
     Raises:
         OSError: The address cannot be bound.
@@ -205,8 +207,19 @@ def listen(host: str, port: int) -> socket.socket:
     family, kind, _, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
-    listener = socket.socket(family, kind)
+    everywhere = address[0] == _EVERYWHERE
     try:
+        listener = socket.socket(family, kind)
+    except OSError as error:
+        if not everywhere or error.errno != errno.EAFNOSUPPORT:
+            raise
+        # A kernel without IPv6.
+        everywhere = False
+        listener = socket.socket(socket.AF_INET, kind)
+        address = ("", port)
+    try:
+        if everywhere:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(CONNECTIONS_MAX)

@@ -168,6 +168,10 @@ def test_probes_and_scrapes_go_where_the_daemon_listens() -> None:
     (daemon,) = daemon_sets()[0].spec.template.spec.containers
     (port,) = daemon.ports
     assert port.container_port == port.host_port == address[1]
+    # The address of a node, or of a pod, may be of either family.
+    assert address[0] == "::"
+    sidecars = Path("deploy/kubernetes/components/istio-sidecar/nfq-guard.toml")
+    assert tomllib.loads(sidecars.read_text())["daemon"]["metrics_listen"] == f"[::]:{address[1]}"
     for probe in (daemon.startup_probe, daemon.readiness_probe, daemon.liveness_probe):
         assert probe is not None
         assert (probe.http_get.path, probe.http_get.port) == ("/healthz", port.name)

@@ -167,3 +167,26 @@ def test_the_port_is_free_afterwards() -> None:
 def test_a_port_that_is_taken(served: Served) -> None:
     with pytest.raises(OSError, match="in use"):
         listen(*served.address)
+
+
+def test_everywhere_is_both_families() -> None:
+    with listen("::", 0) as listener:
+        assert listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 0
+        port = listener.getsockname()[1]
+        for host in ("127.0.0.1", "::1"):
+            socket.create_connection((host, port), timeout=10).close()
+
+
+def test_everywhere_is_ipv4_alone_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = socket.socket
+
+    def without_ipv6(family: int, kind: int) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        return made(family, kind)
+
+    monkeypatch.setattr(socket, "socket", without_ipv6)
+    with listen("::", 0) as listener:
+        assert listener.getsockname()[0] == "0.0.0.0"  # noqa: S104 - this is what is tested
+    with pytest.raises(OSError, match="not supported"):
+        listen("::1", 0)
