@@ -4,6 +4,7 @@
 `test_kubernetes_kernel.py` runs their containers.
 """
 
+import json
 import re
 import shlex
 import tomllib
@@ -70,6 +71,13 @@ def test_the_chart_has_the_objects_of_the_overlay(monitored: bool) -> None:
     expected = by_identity(build(overlay))
     del expected["Namespace", "nfq-guard"]  # `helm install --create-namespace`
     assert by_identity(chart.render(values)) == expected
+
+
+def test_the_schema_has_each_value_of_the_chart() -> None:
+    values = yaml.safe_load((chart.CHART / "values.yaml").read_text(encoding="utf-8"))
+    schema = json.loads((chart.CHART / "values.schema.json").read_text(encoding="utf-8"))
+    # Helm itself gives a chart the other two.
+    assert set(schema["properties"]) == set(values) | {"enabled", "global"}
 
 
 def test_values_of_the_chart_arrive() -> None:

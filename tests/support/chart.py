@@ -25,6 +25,30 @@ _HEAD: Final = "# Written by `make manifests`; do not edit.\n"
 _MONITORING: Final = frozenset({"PodMonitor", "PrometheusRule"})
 _IMAGE: Final = "image: nfq-guard:0.1.0"
 
+# Helm holds values against it. A misspelt value would otherwise be without effect, and one of
+# another type give objects that the API refuses, or PodMonitors for the text "false".
+_SCHEMA: Final = {
+    "$schema": "http://json-schema.org/draft-07/schema#",
+    "type": "object",
+    "required": ["image", "monitoring", "priorityClassName", "config"],
+    "additionalProperties": False,
+    "properties": {
+        "image": {"type": "string", "minLength": 1},
+        "monitoring": {
+            "type": "object",
+            "required": ["enabled"],
+            "additionalProperties": False,
+            "properties": {"enabled": {"type": "boolean"}},
+        },
+        "resources": {"type": "object"},
+        "priorityClassName": {"type": "string"},
+        "tolerations": {"type": "array", "items": {"type": "object"}},
+        "config": {"type": "string", "minLength": 1},
+        "enabled": {"description": "Of a chart that has this one as a dependency."},
+        "global": {"description": "Helm gives these to a chart that is part of another."},
+    },
+}
+
 
 def write() -> None:
     """Write all files, and remove obsolete templates."""
@@ -52,6 +76,7 @@ def files() -> dict[Path, str]:
         }
     )
     found[CHART / "values.yaml"] = _values(objects)
+    found[CHART / "values.schema.json"] = json.dumps(_SCHEMA, indent=2) + "\n"
     for each in objects:
         if each["kind"] == "Namespace":
             continue  # `helm install --create-namespace`

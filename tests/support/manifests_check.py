@@ -40,6 +40,17 @@ _CHANGED: Final[dict[str, Any]] = {
     "config": "# {{ braces }}\n[daemon]\n",
 }
 
+# Values that Helm must refuse: each would give objects that the API refuses, or be without effect.
+_WRONG: Final[tuple[dict[str, Any], ...]] = (
+    {"monitoring": True},
+    {"monitoring": {"enable": True}},
+    {"monitoring": {"enabled": "false"}},
+    {"tolerations": "all"},
+    {"image": None},
+    {"config": {"daemon": {}}},
+    {"imagePullSecrets": [{"name": "registry"}]},
+)
+
 
 def main() -> int:
     kubectl, helm = _program("kubectl"), _program("helm")
@@ -59,6 +70,12 @@ def main() -> int:
             objects = _output(helm, *words, "--values", file.name)
         expected = chart.render(_merged(usual, values), _NAMESPACE)
         failed |= not _same(name, objects, expected) or not _valid(name, objects)
+    for values in _WRONG:
+        given = (f"--set-json={key}={json.dumps(value)}" for key, value in values.items())
+        said = _run(helm, "template", "release", str(chart.CHART), *given)
+        if "don't meet the specifications of the schema" not in said.stderr:
+            sys.stdout.write(f"chart, with the value {values}: not refused: {said.stderr}\n")
+            failed = True
     return int(failed)
 
 
