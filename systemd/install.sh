@@ -162,8 +162,10 @@ sed -i "1s|^#!.*|#!$home/bin/python|" "$new/bin/nfq-guard"
 rm -rf "$home"
 mv "$new" "$home"
 mkdir -p "$prefix/sbin" /etc/nfq-guard
-# An upgrade does not start what its host has disabled.
+# An upgrade does not start what its host has disabled, nor open the endpoint of the metrics.
 enabled=$(systemctl is-enabled nfq-guard.service 2>/dev/null || true)
+socket=nfq-guard-metrics.socket
+case $(systemctl is-enabled $socket 2>/dev/null || true) in disabled | masked) socket= ;; esac
 ln -sf "$home/bin/nfq-guard" "$prefix/sbin/nfq-guard"
 "$here/files.sh" "" "$prefix" local
 remove_old
@@ -185,7 +187,7 @@ elif running; then
     systemctl daemon-reload
     how=try-restart
     if [ "$enabled" != disabled ]; then
-        systemctl enable --quiet nfq-guard.service nfq-guard-metrics.socket
+        systemctl enable --quiet nfq-guard.service $socket
         how=restart
     fi
     systemctl $how nfq-guard.service || fail "it does not start: systemctl status nfq-guard"
@@ -199,16 +201,18 @@ elif running; then
     fi
 elif [ "$enabled" = disabled ]; then
     say "nfq-guard.service is disabled in this image, and stays so"
-elif systemctl enable --quiet nfq-guard.service nfq-guard-metrics.socket 2>/dev/null; then
+elif systemctl enable --quiet nfq-guard.service $socket 2>/dev/null; then
     say "no systemd is running here, as in an image: enabled, it starts at the next boot"
 else
     say "no systemd is running here, and it cannot be enabled: systemctl enable nfq-guard"
 fi
+metrics="http://127.0.0.1:9477/metrics, and /healthz"
+[ -n "$socket" ] || metrics="none, because nfq-guard-metrics.socket is disabled on this host"
 cat <<EOF
   packets:     tail -F /var/log/nfq-guard/events.jsonl
   other notes: journalctl -u nfq-guard -f
   state:       nfq-guard status
-  metrics:     http://127.0.0.1:9477/metrics, and /healthz
+  metrics:     $metrics
   to enforce:  nfq-guard mode enforce, until the next start; permanently: set
                mode = "enforce" in /etc/nfq-guard/nfq-guard.toml, then
                systemctl reload nfq-guard

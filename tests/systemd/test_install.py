@@ -187,3 +187,11 @@ def test_a_prefix_with_a_slash_at_its_end(guest: Guest) -> None:
     assert not guest.sh("find /opt/guard -name '*nfq*guard*'")
     guest.sh("rm -r /opt/guard")
     guest.install()
+
+
+def test_an_upgrade_leaves_the_endpoint_of_the_metrics_closed(guest: Guest) -> None:
+    guest.sh("systemctl disable --quiet --now nfq-guard-metrics.socket")
+    assert "nfq-guard-metrics.socket is disabled on this host" in guest.install()
+    assert guest.show("UnitFileState", "nfq-guard-metrics.socket") == "disabled"
+    assert guest.show("ActiveState", "nfq-guard-metrics.socket") == "inactive"
+    guest.sh("systemctl enable nfq-guard-metrics.socket; systemctl restart nfq-guard")
