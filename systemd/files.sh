@@ -18,8 +18,15 @@ package)
     ;;
 esac
 share=$root$prefix/share
-# copy SOURCE DESTINATION: a file that names the place of this installation.
-copy() { sed "s|/usr/local|$prefix|g" "$1" >"$2"; chmod 644 "$2"; }
+# copy SOURCE DESTINATION: a file that names the place of this installation. In one step, because a
+# shell may be reading the old one, and not through a link, such as that to /dev/null by which
+# `systemctl mask` keeps a unit from starting: the mask stays.
+copy() {
+    [ "$(readlink "$2")" != /dev/null ] || return 0
+    sed "s|/usr/local|$prefix|g" "$1" >"$2.new"
+    chmod 644 "$2.new"
+    mv -f "$2.new" "$2"
+}
 
 mkdir -p "$share/doc/nfq-guard" "$share/nfq-guard" "$units/nfq-guard@.service.d" "$sysusers" \
     "$catalogue" "$zsh" "$root/etc/logrotate.d"

@@ -80,6 +80,8 @@ for place in "$prefix" "$prefix/lib" "$prefix/sbin" "$prefix/share" /etc "$units
     /etc/logrotate.d /etc/sysusers.d; do
     [ ! -e "$place" ] || [ -w "$place" ] || fail "$place cannot be written; nothing is changed"
 done
+[ "$(readlink "$units/nfq-guard.service")" != /dev/null ] ||
+    fail "nfq-guard.service is masked; nothing is changed: systemctl unmask nfq-guard.service"
 
 # The sandbox hides home directories from the service, so its interpreter must not be in one.
 real=$(readlink -f "$(command -v "$python")") || fail "PYTHON: $python does not exist"

@@ -195,3 +195,23 @@ def test_an_upgrade_leaves_the_endpoint_of_the_metrics_closed(guest: Guest) -> N
     assert guest.show("UnitFileState", "nfq-guard-metrics.socket") == "disabled"
     assert guest.show("ActiveState", "nfq-guard-metrics.socket") == "inactive"
     guest.sh("systemctl enable nfq-guard-metrics.socket; systemctl restart nfq-guard")
+
+
+def test_a_mask_stays_and_is_not_written_through(guest: Guest) -> None:
+    """`systemctl mask` links a unit to /dev/null, which users must still be able to write into."""
+    units = "/etc/systemd/system"
+    guest.sh(f"{INSTALLER} uninstall; systemctl mask nfq-guard")
+    said = guest.install(check=False)
+    masked = "nfq-guard.service is masked; nothing is changed: systemctl unmask nfq-guard.service"
+    assert said == f"nfq-guard: {masked}\n"
+    assert not guest.sh("ls -d /usr/local/lib/nfq-guard 2>/dev/null", check=False)
+    guest.sh("systemctl unmask nfq-guard; systemctl mask nfq-guard-metrics.socket nfq-guard@")
+    said = guest.install()
+    assert "metrics:     none, because nfq-guard-metrics.socket is disabled on this host" in said
+    assert guest.show("ActiveState") == "active"
+    for unit in ("nfq-guard-metrics.socket", "nfq-guard@.service"):
+        assert guest.sh(f"readlink {units}/{unit}") == "/dev/null\n"
+    assert guest.sh("stat -c %a /dev/null") == "666\n"
+    guest.sh("systemctl unmask nfq-guard-metrics.socket nfq-guard@")
+    guest.install()
+    assert guest.show("ActiveState", "nfq-guard-metrics.socket") == "active"
