@@ -197,7 +197,10 @@ elif running; then
     systemctl try-restart 'nfq-guard@*.service' ||
         fail "an instance does not start: systemctl status 'nfq-guard@*'"
     if systemctl is-active --quiet nfq-guard.service; then
-        say "running in $(sed -n 's/^mode = "\(.*\)"/\1/p' /etc/nfq-guard/nfq-guard.toml) mode"
+        # As it is, not as the file may spell it. Without a control socket the file alone knows.
+        mode=$("$prefix/sbin/nfq-guard" status --format json 2>/dev/null |
+            sed -n 's/.*"mode":"\([a-z-]*\)".*/ in \1 mode/p')
+        say "running$mode"
     else
         say "nfq-guard.service is $enabled on this host, and is not started"
     fi

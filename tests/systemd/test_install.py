@@ -215,3 +215,9 @@ def test_a_mask_stays_and_is_not_written_through(guest: Guest) -> None:
     guest.sh("systemctl unmask nfq-guard-metrics.socket nfq-guard@")
     guest.install()
     assert guest.show("ActiveState", "nfq-guard-metrics.socket") == "active"
+
+
+@pytest.mark.parametrize("line", ['mode = "enforce" # since "March"', "mode = 'enforce'"])
+def test_the_mode_that_is_said_is_that_of_the_daemon(guest: Guest, line: str) -> None:
+    guest.configure(line)
+    assert "nfq-guard: running in enforce mode\n" in guest.install()
