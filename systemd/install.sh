@@ -35,6 +35,11 @@ esac
 status=69
 [ ! -e /lib/systemd/system/nfq-guard.service ] ||
     fail "the Debian package nfq-guard is installed: apt remove nfq-guard"
+# That of the installed unit, also of earlier versions.
+installed=$(sed -n 's|^ExecStart=\(/.*\)/sbin/nfq-guard run .*|\1|p' "$units/nfq-guard.service" \
+    2>/dev/null || true)
+[ "${installed:-$prefix}" = "$prefix" ] ||
+    fail "nfq_guard is installed in $installed; nothing is changed: make $1 PREFIX=$installed"
 running() { [ -d /run/systemd/system ]; }
 # Drop-ins of earlier versions, which would replace ExecReload of the unit.
 remove_old() {

@@ -221,3 +221,15 @@ def test_a_mask_stays_and_is_not_written_through(guest: Guest) -> None:
 def test_the_mode_that_is_said_is_that_of_the_daemon(guest: Guest, line: str) -> None:
     guest.configure(line)
     assert "nfq-guard: running in enforce mode\n" in guest.install()
+
+
+def test_another_prefix_than_the_installed_one(guest: Guest) -> None:
+    """Nothing of the other place would be removed, or replaced."""
+    process = guest.show("MainPID")
+    refused = "nfq-guard: nfq_guard is installed in /usr/local; nothing is changed: make"
+    said = guest.install("", "PREFIX=/opt/guard", check=False)
+    assert said == f"{refused} install PREFIX=/usr/local\n"
+    said = guest.sh(f"PREFIX=/opt/guard {INSTALLER} uninstall", check=False)
+    assert said == f"{refused} uninstall PREFIX=/usr/local\n"
+    assert guest.show("MainPID") == process
+    guest.sh("ls /usr/local/sbin/nfq-guard; ! ls -d /opt/guard")
