@@ -29,7 +29,7 @@ copy() {
 }
 
 mkdir -p "$share/doc/nfq-guard" "$share/nfq-guard" "$units/nfq-guard@.service.d" "$sysusers" \
-    "$catalogue" "$zsh" "$root/etc/logrotate.d"
+    "$zsh" "$root/etc/logrotate.d"
 # With what README links to, so that its links work there too.
 (cd "$tree" && tar -c --exclude=deploy/debian README.md LICENSE CHANGELOG.md CONTRIBUTING.md \
     SECURITY.md docs deploy rules/policy/README.md systemd/README.md benchmarks/README.md \
@@ -58,5 +58,9 @@ if [ "$3" = local ]; then
 else
     cp "$here/nfq-guard.logrotate" "$rotation"
 fi
-# What `journalctl -x` says of each event.
-copy "$here/nfq-guard.catalog" "$catalogue/nfq-guard.catalog"
+# What `journalctl -x` says of each event. systemd looks there alone, whatever the prefix is.
+if mkdir -p "$catalogue" 2>/dev/null && [ -w "$catalogue" ]; then
+    copy "$here/nfq-guard.catalog" "$catalogue/nfq-guard.catalog"
+else
+    printf 'nfq-guard: %s cannot be written, so journalctl -x has no texts about events\n' "$catalogue"
+fi

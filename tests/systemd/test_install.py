@@ -233,3 +233,14 @@ def test_another_prefix_than_the_installed_one(guest: Guest) -> None:
     assert said == f"{refused} uninstall PREFIX=/usr/local\n"
     assert guest.show("MainPID") == process
     guest.sh("ls /usr/local/sbin/nfq-guard; ! ls -d /opt/guard")
+
+
+def test_a_prefix_beside_a_usr_local_that_is_read_only(guest: Guest) -> None:
+    """The texts for `journalctl -x` lie there, whatever the prefix is."""
+    guest.sh(f"{INSTALLER} uninstall")
+    read_only = "mount --bind /usr/local /usr/local; mount -o remount,bind,ro /usr/local"
+    said = guest.install(read_only, "PREFIX=/opt/guard")
+    assert "/usr/local/lib/systemd/catalog cannot be written, so journalctl -x has no text" in said
+    assert "running in dry-run mode" in said
+    guest.sh(f"PREFIX=/opt/guard {INSTALLER} uninstall; rm -r /opt/guard")
+    guest.install()
