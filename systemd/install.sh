@@ -63,8 +63,9 @@ if [ "$1" = uninstall ]; then
     for as_installed in "$prefix/share/doc/nfq-guard" "$here"; do
         ! cmp -s "$rotation" "$as_installed/nfq-guard.logrotate" || rm "$rotation"
     done
-    rm -rf "$home" "$prefix/sbin/nfq-guard" "$prefix/share/doc/nfq-guard" "$prefix/share/nfq-guard" \
-        "$units/nfq-guard.service" \
+    # `.new` and `.old` are of an installation that was killed.
+    rm -rf "$home" "$home.new" "$home.old" "$prefix/sbin/nfq-guard" \
+        "$prefix/share/doc/nfq-guard" "$prefix/share/nfq-guard" "$units/nfq-guard.service" \
         "$units/nfq-guard@.service" "$units/nfq-guard@.service.d/namespace.conf" \
         "$units/nfq-guard-metrics.socket" "$units"/*/nfq-guard-metrics.socket "$units"/*/nfq-guard.service \
         "$units"/*/nfq-guard@*.service \
@@ -104,6 +105,8 @@ esac
 new=$home.new
 made_by_root=
 trap '[ -z "$made_by_root" ] || "$tree/bootstrap.sh" give-back; rm -rf "$new"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' HUP TERM
 wheels=${WHEELS:-}
 if [ -z "$wheels" ]; then
     PYTHON=$python "$tree/bootstrap.sh" packages
@@ -166,8 +169,10 @@ if [ -e /etc/nfq-guard/nfq-guard.toml ]; then
 fi
 # Nothing but the command names its place.
 sed -i "1s|^#!.*|#!$home/bin/python|" "$new/bin/nfq-guard"
-rm -rf "$home"
+rm -rf "$home.old"
+[ ! -e "$home" ] || mv "$home" "$home.old"
 mv "$new" "$home"
+rm -rf "$home.old"
 mkdir -p "$prefix/sbin" /etc/nfq-guard
 # An upgrade does not start what its host has disabled, nor open the endpoint of the metrics.
 enabled=$(systemctl is-enabled nfq-guard.service 2>/dev/null || true)

@@ -244,3 +244,18 @@ def test_a_prefix_beside_a_usr_local_that_is_read_only(guest: Guest) -> None:
     assert "running in dry-run mode" in said
     guest.sh(f"PREFIX=/opt/guard {INSTALLER} uninstall; rm -r /opt/guard")
     guest.install()
+
+
+def test_an_interrupted_installation_leaves_nothing(guest: Guest) -> None:
+    new = "/usr/local/lib/nfq-guard.new"
+    process = guest.show("MainPID")
+    for name in ("INT", "TERM"):
+        guest.install(
+            f"(until [ -e {new}/pip ]; do sleep 0.05; done; kill -{name} $$) &\nexec env \\",
+            check=False,
+        )
+        assert not guest.sh(f"ls -d {new} 2>/dev/null", check=False)
+    # After a SIGKILL the next installation or removal takes it.
+    guest.sh(f"mkdir {new}; {INSTALLER} uninstall; ! ls -d {new}")
+    guest.install()
+    assert guest.show("MainPID") != process
