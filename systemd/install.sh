@@ -54,10 +54,18 @@ if [ "$1" = uninstall ]; then
         systemctl disable --quiet --now nfq-guard-metrics.socket nfq-guard.service 2>/dev/null || true
         systemctl stop 'nfq-guard@*.service' 2>/dev/null || true
     fi
-    # What a service left that systemd gave up after many crashes, such as sysctls.
-    [ ! -x "$prefix/sbin/nfq-guard" ] ||
-        "$prefix/sbin/nfq-guard" prepare --remove --rules --quiet || true
+    # What a service left that systemd gave up after many crashes, such as sysctls, also in the
+    # network namespaces of instances.
     left="/etc/nfq-guard, /var/log/nfq-guard, /var/lib/nfq-guard, user nfq-guard"
+    if [ -x "$prefix/sbin/nfq-guard" ]; then
+        remove="$prefix/sbin/nfq-guard prepare --remove --rules --quiet"
+        $remove || left="$left, rules, as said above"
+        for file in /etc/nfq-guard/*.toml; do
+            space=/run/netns/$(basename "$file" .toml)
+            [ ! -e "$space" ] || nsenter --net="$space" $remove --config "$file" ||
+                left="$left, rules in $space, as said above"
+        done
+    fi
     # What the operator has changed is configuration.
     rotation=/etc/logrotate.d/nfq-guard
     for as_installed in "$prefix/share/doc/nfq-guard" "$here"; do

@@ -171,3 +171,23 @@ def test_it_is_not_installed_over_make_install(machine: Guest, package: Path) ->
         assert machine.show("MainPID") == process
     assert machine.show("UnitFileState") == "enabled"
     machine.sh("test -e /etc/logrotate.d/nfq-guard")
+
+
+def test_removal_takes_what_an_instance_left_that_systemd_gave_up(
+    machine: Guest, package: Path
+) -> None:
+    machine.sh(f"{_DPKG} -i {package}", timeout_s=120)
+    machine.sh("mkdir /run/systemd/system/nfq-guard@blue.service.d")
+    machine.sh(
+        "printf '[Service]\nRestart=no\n' >/run/systemd/system/nfq-guard@blue.service.d/once.conf"
+    )
+    machine.sh("systemctl daemon-reload")
+    instance(machine)
+    machine.sh("systemctl kill --signal=KILL nfq-guard@blue")
+    failed = "the instance has failed"
+    machine.until(lambda: machine.show("ActiveState", "nfq-guard@blue") == "failed", failed)
+    saved = "ip netns exec blue iptables-save"
+    assert "NFQUEUE" in machine.sh(saved)
+    machine.sh("dpkg -r nfq-guard", timeout_s=120)
+    assert "NFQ_GUARD" not in machine.sh(saved)
+    assert not machine.sh("ls -A /sys/fs/bpf/nfq-guard 2>/dev/null || true")

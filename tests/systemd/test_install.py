@@ -259,3 +259,24 @@ def test_an_interrupted_installation_leaves_nothing(guest: Guest) -> None:
     guest.sh(f"mkdir {new}; {INSTALLER} uninstall; ! ls -d {new}")
     guest.install()
     assert guest.show("MainPID") != process
+
+
+def test_uninstall_takes_what_an_instance_left_that_systemd_gave_up(guest: Guest) -> None:
+    name = "orange"
+    own = f"/etc/systemd/system/nfq-guard@{name}.service.d"
+    guest.sh(
+        f"ip netns add {name}; mkdir {own}; printf '[Service]\nRestart=no\n' >{own}/once.conf\n"
+        f"cat >/etc/nfq-guard/{name}.toml <<'END'\n[daemon]\nmode = 'enforce'\n"
+        f"fail_mode = 'kernel-drop'\ncontrol_socket = '/run/nfq-guard/{name}/control.sock'\nEND\n"
+        f"systemctl daemon-reload; systemctl start nfq-guard@{name}\n"
+        f"systemctl kill --signal=KILL nfq-guard@{name}"
+    )
+    unit = f"nfq-guard@{name}"
+    guest.until(lambda: guest.show("ActiveState", unit) == "failed", "the instance has failed")
+    saved = f"ip netns exec {name} iptables-save 2>/dev/null"
+    assert "NFQ_GUARD_DROP" in guest.sh(saved)
+    guest.sh(f"{INSTALLER} uninstall")
+    assert "NFQ_GUARD" not in guest.sh(saved)
+    assert not guest.sh("ls -A /sys/fs/bpf/nfq-guard 2>/dev/null", check=False)
+    guest.sh(f"rm -r {own} /etc/nfq-guard/{name}.toml; ip netns del {name}")
+    guest.install()
