@@ -191,3 +191,12 @@ def test_removal_takes_what_an_instance_left_that_systemd_gave_up(
     machine.sh("dpkg -r nfq-guard", timeout_s=120)
     assert "NFQ_GUARD" not in machine.sh(saved)
     assert not machine.sh("ls -A /sys/fs/bpf/nfq-guard 2>/dev/null || true")
+
+
+def test_a_unit_of_edit_full_is_not_taken_for_make_install(machine: Guest, package: Path) -> None:
+    """It stays when the package is removed, and the package can be installed again."""
+    machine.sh(f"{_DPKG} -i {package}", timeout_s=120)
+    machine.sh("cp /lib/systemd/system/nfq-guard.service /etc/systemd/system/; dpkg -r nfq-guard")
+    machine.sh(f"{_DPKG} -i {package}", timeout_s=120)
+    assert machine.show("ActiveState") == "active"
+    assert machine.show("FragmentPath") == "/etc/systemd/system/nfq-guard.service"
