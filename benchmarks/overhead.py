@@ -64,7 +64,8 @@ def mitigations() -> list[Mitigation]:
         Mitigation(
             name="guard with offload",
             mode="enforce",
-            daemon="offload = true",
+            # Flows that the policy may heal are not offloaded.
+            daemon='offload = true\n[policy]\ninclude = "preset:strict"',
             missing="" if there else "this version of the guard has no offload",
         ),
     ]

@@ -121,7 +121,9 @@ def _guard(name: str) -> contenders.Contender:
 
     def words(site: Site, queue_num: int) -> list[str]:
         offload = "offload = true" if name == OFFLOAD else ""
-        config = contenders.configuration(site, queue_num, daemon=offload)
+        # Flows that the policy may heal are not offloaded.
+        policy = '[policy]\ninclude = "preset:strict"'
+        config = contenders.configuration(site, queue_num, daemon=offload, policy=policy)
         return [
             sys.executable,
             "-m",

@@ -23,6 +23,7 @@ from nfq_guard.doctor.check import Check, Status
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, EXIT_USAGE, ConfigError, Mistake
 from nfq_guard.firewall.xtables import System
 from nfq_guard.names import counted, visible
+from nfq_guard.policy.decision import Action
 from nfq_guard.policy.describe import policy_sentences
 from nfq_guard.policy.lint import Caution, cautions
 from nfq_guard.policy.matcher import compile_policy
@@ -151,7 +152,7 @@ def _read(
         mistakes = unit.refused(config, sandbox)
         if mistakes:
             raise ConfigError(config.source, mistakes)
-    of_settings = list(_without_effect(config.settings, config.source))
+    of_settings = list(_without_effect(config.settings, config.model, config.source))
     notes: list[Caution] = []
     if sandbox is None:
         notes += unit.cautions(config.settings, config.source)
@@ -163,11 +164,15 @@ def _read(
     return config.source, config.model, settings, of_settings, notes
 
 
-def _without_effect(settings: Settings, source: str) -> Iterator[Caution]:
-    """Settings that another setting makes useless."""
+def _without_effect(settings: Settings, model: PolicyModel, source: str) -> Iterator[Caution]:
+    """Settings that another setting or the policy makes useless."""
     if settings.capture_dir and not settings.capture_packets:
         text = "no file is written: capture_packets = 0 keeps no packet"
         yield Caution(f"{TABLE}.capture_dir", source, "", text)
+    healing = next((rule.name for rule in model.rules if rule.action is Action.HEAL), None)
+    if settings.offload and healing is not None:
+        text = f"no flow is offloaded that rule {healing!r} may heal"
+        yield Caution(f"{TABLE}.offload", source, "", text)
 
 
 class MistakeRecord(TypedDict):

@@ -3,8 +3,9 @@
 
 The kernel drops the further INVALID packets of an offloaded flow by interface, addresses and ports
 only. A flow may therefore be offloaded only if the policy would drop each of its packets, whatever
-their flags, length, mark or reason. Conservative: True is always safe, False may be a missed
-opportunity.
+their flags, length, mark or reason, and would heal none: a live flow under forged segments that
+loses its window would otherwise stall for as long as they come. Conservative: True is always safe,
+False may be a missed opportunity.
 
 The column `depends_on` of the field table shows which fields are the same in all these packets. The
 caller must ensure that the conntrack entry stays.
@@ -14,6 +15,7 @@ from typing import Final, final
 
 from nfq_guard.finding import Finding, Reason
 from nfq_guard.flow import Evidence, FlowSnapshot
+from nfq_guard.policy.decision import Action
 from nfq_guard.policy.fields import REASONS, DependsOn, name_of, number_of
 from nfq_guard.policy.matcher import CompiledPolicy, Plan, bits_of
 from nfq_guard.wire.packet import Malformed, Packet, Queued
@@ -41,7 +43,9 @@ class OffloadCheck:
         self._plans = {reason: _Outcomes(plan) for reason, plan in policy.plans.items()}
 
     def all_dropped(self, queued: Queued, packet: Packet, snapshot: FlowSnapshot | None) -> bool:
-        """Whether every INVALID TCP packet with the same interface, addresses and ports is dropped.
+        """Whether each INVALID TCP packet with the same interface, addresses and ports is dropped.
+
+        A packet that a rule heals is not.
 
         Args:
             queued: The packet as it was queued.
@@ -67,7 +71,7 @@ class OffloadCheck:
         fixed: frozenset[DependsOn],
         impossible: frozenset[Reason],
     ) -> bool:
-        """Whether every packet is dropped that equals this one in the `fixed` fields."""
+        """Whether `drop` holds for each reason that such a packet can have."""
         return all(
             reason in impossible or outcomes.drop(queued, packet, snapshot, fixed)
             for reason, outcomes in self._plans.items()
@@ -82,7 +86,7 @@ class _Outcomes:
         self._plan = plan
         # Rules that match some of the packets only, even when all their conditions hold.
         self._limited = bits_of([limit is not None for limit in plan.limits])
-        self._passing = bits_of([not decision.drops for decision in plan.decisions])
+        self._sparing = bits_of([decision.action is not Action.DROP for decision in plan.decisions])
 
     def drop(
         self,
@@ -91,7 +95,7 @@ class _Outcomes:
         snapshot: FlowSnapshot | None,
         fixed: frozenset[DependsOn],
     ) -> bool:
-        """Whether every packet is dropped that equals this one in the `fixed` fields."""
+        """Whether all packets equal to this one in the `fixed` fields are dropped, none healed."""
         plan = self._plan
         # Rules that match some of the packets, and rules that match all of them.
         some = every = plan.everything
@@ -113,6 +117,6 @@ class _Outcomes:
         if every:
             # No packet gets past the first rule that matches all of them.
             some &= ((every & -every) << 1) - 1
-        elif not plan.last.drops:
+        elif plan.last.action is not Action.DROP:
             return False
-        return not some & self._passing
+        return not some & self._sparing

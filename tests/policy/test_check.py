@@ -251,11 +251,17 @@ def test_a_long_key_is_cut(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
 
 
 def test_a_setting_without_effect(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Files are written from the packets that are kept."""
+    """Files are written from the packets that are kept; no flow is offloaded that may be healed."""
     path = tmp_path / "c.toml"
     path.write_text('[daemon]\ncapture_dir = "/var/log/nfq-guard"\ncapture_packets = 0\n')
     status, _, said = _run(capsys, str(path), "--strict")
     assert status == 1
     assert "daemon.capture_dir: no file is written: capture_packets = 0 keeps no packet" in said
+    path.write_text("[daemon]\noffload = true\n")
+    status, _, said = _run(capsys, str(path), "--strict")
+    assert status == 1
+    assert "daemon.offload: no flow is offloaded that rule 'lost-window' may heal" in said
+    path.write_text('[daemon]\noffload = true\n[policy]\ninclude = "preset:strict"\n')
+    assert "daemon.offload" not in _run(capsys, str(path))[2]
     path.write_text("[daemon]\ncapture_packets = 0\n")
     assert _run(capsys, str(path), "--strict")[0] == 0

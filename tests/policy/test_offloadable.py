@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from nfq_guard.finding import Reason
 from nfq_guard.flow import IPS_SRC_NAT, PROTO_TCP, Evidence, FlowSnapshot, FlowTuple, Hook
+from nfq_guard.policy.decision import Action
 from nfq_guard.policy.matcher import compile_policy
 from nfq_guard.policy.offloadable import OffloadCheck
 from nfq_guard.policy.parse import parse_policy
@@ -60,7 +61,7 @@ def test_offloadable_flows_are_dropped_whole(
             assert isinstance(segment, Segment)
             flow = other_snapshot if snapshot is None else _changed(snapshot, other_snapshot)
             found = policy.decide(here, _like(packet, segment), flow, finding, 0.0)
-        assert found.drops
+        assert found.action is Action.DROP
 
 
 def _like(packet: Packet, segment: Segment) -> Packet:
@@ -115,9 +116,11 @@ def offloadable(
 @pytest.mark.parametrize(
     ("preset", "nat", "expected"),
     [
-        ("default", True, True),
+        # Heals flows that lose their window, which must see the packets for that.
+        ("default", True, False),
         ("default", False, False),
         ("strict", False, True),
+        ("strict", True, True),
         ("istio", False, True),
         ("observe", True, False),
         # Lets packets with broken headers pass, those of translated flows included.
@@ -173,6 +176,14 @@ def test_earlier_rule_that_lets_some_pass() -> None:
     assert not offloadable([watched, rest], nat=True)
     assert offloadable([rest, watched, {**watched, "name": "again"}], nat=True)
     assert offloadable([{**watched, "sport": 3}, rest], nat=True)
+
+
+def test_a_rule_that_may_heal() -> None:
+    heals = {"name": "heals", "action": "heal"}
+    rest = {"name": "rest", "action": "drop"}
+    assert not offloadable([heals, rest], nat=True)
+    assert offloadable([rest, heals], nat=True)
+    assert offloadable([{**heals, "sport": 3}, rest], nat=True)
 
 
 def test_flow_without_an_entry() -> None:

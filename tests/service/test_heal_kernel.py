@@ -342,6 +342,32 @@ def test_one_forged_rst_neither_ends_nor_hangs_a_flow(
     assert (stopped["heals"], stopped["heals_undone"]) == (1, 1)
 
 
+def test_a_live_flow_is_healed_under_a_flood(site: Site, tmp_path: Path) -> None:
+    """Offloaded, its segments would never come to the daemon, for as long as the flood lasts."""
+    lines = ("offload = true", "offload_after = 20")
+    with site.connections(4) as (one,), guard(site, tmp_path, *lines) as process:
+        peers = site.snapshot(one).peers
+        assert peers is not None
+        far = add(peers[0].td_maxend, 1 << 30)
+        near, here = ADDRESSES[4]
+        packet = IP(src=near, dst=here) / TCP(
+            sport=one.original.sport, dport=one.original.dport, flags="A", seq=far, ack=1
+        )
+        octets = bytes(packet)[20:]
+        with site.client.entered():
+            raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+        with raw:
+            for _ in range(200):
+                raw.sendto(octets, (here, 0))
+        wait_for(lambda: counters(tmp_path)["packets"] >= 200)
+        site.poison([one])
+        for _ in range(3):
+            assert one.ping()
+        assert process.stop() == 0
+    (stopped,) = process.events("stopped")
+    assert (stopped["heals"], stopped["offloaded_flows"]) == (1, 0)
+
+
 @pytest.mark.parametrize("family", [4, 6])
 def test_a_storm_of_forged_rst_costs_no_connection(site: Site, tmp_path: Path, family: int) -> None:
     """Without the guard the host resets the same connections."""
