@@ -172,7 +172,7 @@ def test_a_rule_before_ours_that_takes_invalid_packets_is_named(
 
 @pytest.mark.parametrize(
     ("queues", "says"),
-    [("7:9", "is not judged"), ("1:2", ""), ("2:5", "is not judged unless it gets to a queue")],
+    [("7:9", "are not judged"), ("1:2", ""), ("2:5", "matches, unless it gets to a queue of ours")],
 )
 def test_a_rule_before_ours_that_leads_to_some_of_our_queues(queues: str, says: str) -> None:
     live = parse(
