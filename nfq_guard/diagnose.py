@@ -28,6 +28,7 @@ from nfq_guard.conntrack.details import (
     QUOTES_ENTRY,
     QUOTES_NO_ENTRY,
     QUOTES_OTHER_SENDER,
+    SHIFTED,
     SHORT_QUOTE,
     STATE_MOVED_ON,
     TRANSITIONS,
@@ -51,6 +52,7 @@ from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.finding import BOUNDS, Breach, Finding, Reason
 from nfq_guard.flow import (
     IP_CT_TCP_FLAG_SACK_PERM,
+    IPS_SEQ_ADJUST,
     IPV4,
     PROTO_UDPLITE,
     Evidence,
@@ -77,6 +79,7 @@ from nfq_guard.wire.packet import (
 from nfq_guard.wire.tcp import highest_acknowledged
 
 _PREROUTING: Final = int(Hook.PREROUTING)
+_OF_ACK: Final = frozenset({Reason.ACK_OVER, Reason.ACK_UNDER})
 # Older kernels have a further state, which was not measured.
 _LAST_SCTP_STATE: Final = int(SctpState.HEARTBEAT_SENT)
 
@@ -342,6 +345,9 @@ def _diagnose_segment(
                 other = _other_candidate(segment, snapshot, kernel, sender, receiver)
                 return Finding(breach.bound, breach, other)
     breach = window.breach_of(segment, state, sender, receiver, kernel)
+    if snapshot.status & IPS_SEQ_ADJUST and (breach is None or breach.bound in _OF_ACK):
+        # Conntrack first takes off the shift, which is not known here (kernel.md 1.6).
+        return Finding(Reason.UNSUPPORTED if breach is None else breach.bound, breach, SHIFTED)
     if breach is None:
         return Finding(Reason.RACED, None, MOVED_ON)
     return Finding(breach.bound, breach)

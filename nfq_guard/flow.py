@@ -129,6 +129,8 @@ IPS_ASSURED: Final = 1 << 2
 IPS_CONFIRMED: Final = 1 << 3
 IPS_SRC_NAT: Final = 1 << 4
 IPS_DST_NAT: Final = 1 << 5
+# A conntrack helper has changed the length of its data, as that of FTP does with an address.
+IPS_SEQ_ADJUST: Final = 1 << 6
 IPS_DYING: Final = 1 << 9
 IPS_OFFLOAD: Final = 1 << 14
 

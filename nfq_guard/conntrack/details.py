@@ -40,6 +40,8 @@ NOT_LOGGED: Final = "the flow is known; the kernel's log of the packet was not f
 NOT_ALL_CHUNKS: Final = "not all of its chunks were captured"
 NO_TRANSPORT: Final = "fragment without a transport header"
 NO_DIAGNOSIS: Final = "protocol without a diagnosis"
+# Of `unsupported`, `ack-over` and `ack-under`.
+SHIFTED: Final = "conntrack compared another number: a helper shifts those of the flow"
 # Of `raced`.
 ENTRY_GONE: Final = "entry gone since, in another zone, or the rule runs before conntrack"
 STATE_MOVED_ON: Final = "fits the current state of the flow"

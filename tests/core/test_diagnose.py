@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nfq_guard.conntrack.details import SHIFTED
 from nfq_guard.conntrack.kernel_rules import KERNEL_5_10, KERNEL_5_15, KERNEL_6_1, KernelRules
 from nfq_guard.conntrack.states import CLASS_RST, CLASS_SYN
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
@@ -15,6 +16,7 @@ from nfq_guard.flow import (
     IP_CT_TCP_FLAG_SACK_PERM,
     IPS_ASSURED,
     IPS_DST_NAT,
+    IPS_SEQ_ADJUST,
     IPS_SRC_NAT,
     IPV4,
     IPV6,
@@ -162,6 +164,19 @@ def test_ack_over(shift: int) -> None:
     assert finding(packet, flow(shift=shift)).breach == Breach(
         Reason.ACK_OVER, seq(SERVER_END + 1 + shift), seq(SERVER_END + shift), 1
     )
+
+
+def test_a_helper_that_shifts_numbers() -> None:
+    """The bounds of acknowledgements are of a number that only the kernel knows."""
+    shifted = flow(status=IPS_ASSURED | IPS_SEQ_ADJUST)
+    for sent, bound in (
+        (tcp(ACK, CLIENT_END, SERVER_END + 7), Reason.ACK_OVER),
+        (tcp(ACK, CLIENT_END, SERVER_END), Reason.UNSUPPORTED),
+        (tcp(ACK, CLIENT_MAXEND + SERVER_MAXWIN, SERVER_END), Reason.SEQ_OVER),
+    ):
+        plain, found = finding(sent, flow()), finding(sent, shifted)
+        assert (found.reason, found.breach) == (bound, plain.breach)
+        assert found.detail == (plain.detail if bound is Reason.SEQ_OVER else SHIFTED)
 
 
 @SHIFTS
