@@ -40,6 +40,16 @@ installed=$(sed -n 's|^ExecStart=\(/.*\)/sbin/nfq-guard run .*|\1|p' "$units/nfq
     2>/dev/null || true)
 [ "${installed:-$prefix}" = "$prefix" ] ||
     fail "nfq_guard is installed in $installed; nothing is changed: make $1 PREFIX=$installed"
+# Of two at a time, each would take away what the other has made.
+lock=/run/nfq-guard-install
+if command -v flock >/dev/null; then
+    (umask 077 && : >>"$lock")
+    exec 8>>"$lock"
+    status=75
+    flock -n 8 || fail "another installation is running"
+    status=69
+    trap 'rm -f "$lock"' EXIT
+fi
 running() { [ -d /run/systemd/system ]; }
 # Drop-ins of earlier versions, which would replace ExecReload of the unit.
 remove_old() {
@@ -112,7 +122,7 @@ esac
 # version goes on with its own files meanwhile.
 new=$home.new
 made_by_root=
-trap '[ -z "$made_by_root" ] || "$tree/bootstrap.sh" give-back; rm -rf "$new"' EXIT
+trap '[ -z "$made_by_root" ] || "$tree/bootstrap.sh" give-back; rm -rf "$new" "$lock"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' HUP TERM
 wheels=${WHEELS:-}
@@ -231,8 +241,9 @@ else
 fi
 metrics="http://127.0.0.1:9477/metrics, and /healthz"
 [ -n "$socket" ] || metrics="none, because nfq-guard-metrics.socket is disabled on this host"
+events=$(sed -n 's/^events_file *= *"\(.*\)"$/\1/p' /etc/nfq-guard/nfq-guard.toml)
 cat <<EOF
-  packets:     tail -F /var/log/nfq-guard/events.jsonl
+  packets:     ${events:+tail -F }${events:-journalctl -u nfq-guard -f}
   other notes: journalctl -u nfq-guard -f
   state:       nfq-guard status
   metrics:     $metrics

@@ -261,6 +261,19 @@ def test_an_interrupted_installation_leaves_nothing(guest: Guest) -> None:
     assert guest.show("MainPID") != process
 
 
+def test_one_installation_at_a_time(guest: Guest) -> None:
+    process = guest.show("MainPID")
+    held = "exec 7>>/run/nfq-guard-install; flock 7"
+    assert "another installation is running" in guest.install(held, check=False)
+    assert guest.show("MainPID") == process
+    # It names where the configuration that it keeps has the packets.
+    guest.configure('mode = "dry-run"')
+    assert "packets:     journalctl -u nfq-guard -f" in guest.install()
+    guest.configure('events_file = "/var/log/nfq-guard/packets.jsonl"')
+    assert "packets:     tail -F /var/log/nfq-guard/packets.jsonl" in guest.install()
+    assert guest.sh("ls -A /run/nfq-guard-install 2>/dev/null", check=False) == ""
+
+
 def test_uninstall_takes_what_an_instance_left_that_systemd_gave_up(guest: Guest) -> None:
     name = "orange"
     own = f"/etc/systemd/system/nfq-guard@{name}.service.d"
