@@ -88,7 +88,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         events_file: File for the events of packets, JSON lines, instead of the log; empty for none.
             A rotation needs no signal.
         events_file_max_bytes: Maximum size of the events file; at this size nothing is written
-            until it is rotated, and packets without an event are counted.
+            until it is rotated, and packets without an event are counted. With several queues it
+            may be exceeded by what they write within a second.
         pods_dir: Directory with the results of the container runtime's CNI library, such as
             `/var/lib/cni/results`, from which events name the pods of a Kubernetes node; empty for
             none. Its files belong to root: a daemon of another user needs CAP_DAC_READ_SEARCH.
