@@ -256,8 +256,10 @@ def _tunnel_notes(replayer: Replayer) -> Iterator[str]:
 def _flow_notes(replayer: Replayer) -> Iterator[str]:
     """Notes on the flows, in addition to the judged packets."""
     yield from _tunnel_notes(replayer)
-    if replayer.copies.copies:
-        yield f"{counted(replayer.copies.copies, 'frame')} show an earlier packet again: not judged"
+    copies = replayer.copies.copies
+    if copies:
+        verb = "shows" if copies == 1 else "show"
+        yield f"{counted(copies, 'frame')} {verb} an earlier packet again: not judged"
     if replayer.translations:
         yield f"{counted(replayer.translations, 'flow')} with address translation"
     streams = replayer.streams

@@ -94,7 +94,7 @@ UNTRANSLATED: Final = "judged as untranslated: --assume-nat"
 """Printed next to a decision if the capture shows no translation and none is assumed."""
 
 DOUBTS: Final = {
-    Doubt.UNSEEN_DATA: "the peer acknowledged bytes that are not in the capture",
+    Doubt.UNSEEN_DATA: "the capture lacks bytes of the flow, or may lack them",
     Doubt.UNSEEN_WINDOW: "its stream goes on here: the receiver may have offered more room in a "
     "frame that is not in the capture",
     Doubt.UNSEEN_HANDSHAKE: "the capture lacks a part of the handshake",
@@ -136,10 +136,19 @@ UNMODELLED: Final = {
 }
 
 
+_ACKNOWLEDGED: Final = "the peer acknowledged bytes that are not in the capture"
+_RST_AHEAD: Final = (
+    "the RST is ahead of its stream: bytes before it may be missing from the capture, as no later "
+    "segment of its sender shows that it is stray"
+)
+
+
 def doubt_sentence(doubted: Doubted) -> str:
     """Why a finding is in doubt."""
-    sentence = DOUBTS[doubted.kind]
     proof = doubted.proof
+    sentence = DOUBTS[doubted.kind]
+    if doubted.kind is Doubt.UNSEEN_DATA:
+        sentence = _RST_AHEAD if proof is None else _ACKNOWLEDGED
     if proof is None:
         return sentence
     if proof.missing:

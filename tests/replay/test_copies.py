@@ -255,6 +255,23 @@ def test_bridge_or_mirror_port(times: int) -> None:
     assert replayer.copies.copies == (times - 1) * len(talk.frames)
 
 
+@pytest.mark.parametrize(
+    ("copied", "said"), [(1, "1 frame shows an earlier"), (2, "2 frames show an earlier")]
+)
+def test_copies_are_counted_in_words(
+    copied: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records: list[tuple[int, int, bytes]] = []
+    for frame in talk_of_service().frames:
+        shown = cooked(numbered(frame.octets, frame.number), INCOMING)
+        times = 2 if frame.number <= copied else 1
+        records += [(frame.time_ns // 10**9, frame.time_ns // 1000 % 10**6, shown)] * times
+    path = tmp_path / "copies.pcap"
+    path.write_bytes(captures.pcap(records, linktype=SLL))
+    assert main(["replay", str(path)]) == 0
+    assert f"{said} packet again: not judged" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("zero", [True, False])
 def test_mirror_of_packets_without_identification(zero: bool) -> None:
     """IPv6, and IPv4 with the identification 0, as many hosts send it."""

@@ -569,12 +569,30 @@ def test_summary_and_whatif_count_facts_only(
     assert main(["replay", path]) == 0
     text = capsys.readouterr().out
     assert "ack-over?" in text
-    assert "not counted above: the peer acknowledged bytes that are not in the capture" in text
+    assert "not counted above: the capture lacks bytes of the flow, or may lack them" in text
     assert main(["whatif", path, "--policy", "preset:strict"]) == 0
     assert "1 more packet in doubt" in capsys.readouterr().out
     assert main(["explain", path, "6"]) == 0
     text = capsys.readouterr().out
     assert text.index("The finding is in doubt") < text.index("The packet")
+    assert "the peer acknowledged bytes that are not in the capture" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("sender", ["client", "server"])
+def test_no_byte_before_a_last_rst_is_called_acknowledged(
+    sender: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talk = conversation()
+    getattr(talk, sender)("R", 5_000_000, win=0)
+    path = talk.save(tmp_path / "rst.pcap")
+    assert main(["replay", path]) == 0
+    text = capsys.readouterr().out
+    assert "in doubt: unseen-data" in text
+    assert "the capture lacks bytes of the flow, or may lack them" in text
+    assert main(["explain", path, str(len(talk.frames))]) == 0
+    text += capsys.readouterr().out
+    assert "the RST is ahead of its stream" in text
+    assert "acknowledged bytes that are not in" not in " ".join(text.split())
 
 
 def test_healthy_flows_that_began_before() -> None:
