@@ -14,6 +14,7 @@ from nfq_guard.glossary import BOUND_WORDS
 from nfq_guard.names import endpoint, visible
 from nfq_guard.report.summary import FlowName, FlowSummary, KeptEvent, fate_of, furthest_of
 from nfq_guard.seqno import distance
+from nfq_guard.telemetry.reader import time_of
 
 
 @final
@@ -97,9 +98,7 @@ def _event(words: _Words, one: str, kept: KeptEvent) -> list[Any]:
         words.number(event.state),
         furthest_of(event),
         [_bound(words, check) for check in kept.bounds] or 0,
-        0
-        if cause is None
-        else [_ms(datetime.fromisoformat(cause.timestamp)), words.number(cause.reason)],
+        0 if cause is None else [_ms(time_of(cause.timestamp)), words.number(cause.reason)],
     ]
 
 

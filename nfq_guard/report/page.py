@@ -22,7 +22,7 @@ from nfq_guard.report.summary import (
     FlowSummary,
     Summary,
 )
-from nfq_guard.telemetry.reader import ReadEvent
+from nfq_guard.telemetry.reader import ReadEvent, time_of
 from nfq_guard.whatif.result import PolicyRecord, TrialRecord
 
 _FLOWS_LISTED: Final = 20
@@ -350,7 +350,7 @@ def _reset(read: ReadEvent) -> dict[str, str]:
         "src": endpoint(event.src, event.sport),
         "dst": endpoint(event.dst, event.dport),
         "seq": str(event.seq),
-        "cause_at": _precise(datetime.fromisoformat(cause.timestamp)),
+        "cause_at": _precise(time_of(cause.timestamp)),
         "reason": cause.reason,
         "delay": f"{cause.delay_us / 1000:,.1f} ms",
     }

@@ -304,20 +304,28 @@ def _checked(event: PacketJudged) -> datetime:
         event.breach is None or sum(packets for _, packets in distances) != event.count
     ):
         raise ValueError("expected the distances of all packets")
-    return _time(event.timestamp)
+    if event.caused_by is not None:
+        time_of(event.caused_by.timestamp)
+    return time_of(event.timestamp)
 
 
 def _first(event: PacketJudged, when: datetime) -> datetime:
     """The time of the first packet of an event at `when`."""
     if event.first is None:
         return when
-    first = _time(event.first)
+    first = time_of(event.first)
     if not 0 <= (when - first).total_seconds() <= _LONGEST_FOLD_S:
         raise ValueError(f"expected a time shortly before {event.timestamp}, found {event.first}")
     return first
 
 
-def _time(text: str) -> datetime:
+def time_of(text: str) -> datetime:
+    """A time of an event, in UTC.
+
+    Raises:
+        ValueError: It is not a plausible time of a host's clock.
+        OverflowError: It cannot be expressed in UTC.
+    """
     when = datetime.fromisoformat(text)
     if when.tzinfo is None or not _FIRST_YEAR <= when.year <= _LAST_YEAR:
         raise ValueError(f"expected a time in UTC, found {text}")

@@ -104,6 +104,16 @@ def test_an_event_survives() -> None:
         {"status": ["confirmed"]},
         {"status": "assured"},
         {"event": 7},
+        *(
+            {"caused_by": {"timestamp": time, "reason": "seq-over", "rule": "x", "delay_us": 1}}
+            for time in (
+                "",
+                "yesterday",
+                "2026-01-02T03:04:05",
+                "0001-01-01T00:00:00+23:59",
+                "9999-01-01T00:00:00Z",
+            )
+        ),
     ],
 )
 def test_a_value_that_the_daemon_cannot_have_written(changes: dict[str, Any]) -> None:
