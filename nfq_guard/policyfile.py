@@ -35,6 +35,8 @@ _TOKEN: Final = re.compile(
     rf"|(?P<long>(?:{_PART}[ \t]*+\.[ \t]*+){{{_MOST_PARTS}}})|{_PART}|.",
     re.DOTALL,
 )
+# Fewer bits than a number of 4,300 digits has, the most that Python prints.
+_MOST_BITS: Final = 14_000
 # Python refuses to convert more.
 _MANY_DIGITS: Final = re.compile(r"[0-9](?:_?[0-9]){4300,}")
 _BYTE_ORDER_MARK: Final = "\ufeff"
@@ -119,13 +121,19 @@ def parse_toml(content: bytes, source: str) -> dict[str, object]:
         where = "" if digits is None else _row_and_column(text, digits.start())
         found = "a number with too many digits"
         raise ConfigError(source, [Mistake(where, "valid TOML", found)]) from None
-    zeros = [
+    mistakes = [
         Mistake(key, "text without a NUL character", shown(found))
-        for key, found in _texts(tables)
-        if "\0" in found
+        for key, found in _leaves(tables)
+        if isinstance(found, str) and "\0" in found
     ]
-    if zeros:
-        raise ConfigError(source, with_lines(zeros, content))
+    # Python reads such numbers of another base than ten, but cannot print them.
+    mistakes += [
+        Mistake(key, "valid TOML", "a number with too many digits")
+        for key, found in _leaves(tables)
+        if isinstance(found, int) and found.bit_length() > _MOST_BITS
+    ]
+    if mistakes:
+        raise ConfigError(source, with_lines(mistakes, content))
     return tables
 
 
@@ -144,18 +152,18 @@ def _row_and_column(text: str, at: int) -> str:
     return f"{text.count(chr(10), 0, at) + 1}:{at - text.rfind(chr(10), 0, at)}"
 
 
-def _texts(value: object, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every string in a document, names of keys included, with its key path."""
-    if isinstance(value, str):
-        yield key, value
-    elif isinstance(value, list):
+def _leaves(value: object, key: str = "") -> Iterator[tuple[str, object]]:
+    """Every single value in a document, names of keys included, with its key path."""
+    if isinstance(value, list):
         for index, item in enumerate(value):
-            yield from _texts(item, f"{key}[{index}]")
+            yield from _leaves(item, f"{key}[{index}]")
     elif isinstance(value, dict):
         for name, item in value.items():
             path = f"{key}.{name}" if key else name
             yield path, name
-            yield from _texts(item, path)
+            yield from _leaves(item, path)
+    else:
+        yield key, value
 
 
 def with_lines(

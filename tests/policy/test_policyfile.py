@@ -27,6 +27,17 @@ def _said(path: Path) -> str:
         (b"[policy\n", "1:8: expected valid TOML, found"),
         (b"a = " + b"[" * 100_000, "expected valid TOML, found arrays or tables that are nested"),
         (b"\na = " + b"9" * 5_000, "2:5: expected valid TOML, found a number with too many digits"),
+        *(
+            (
+                b"[policy]\nx = [{ y = 0" + base + b"7" * 15_000 + b" }]",
+                "policy.x[0].y: expected valid TOML, found a number with too many digits (line 2)",
+            )
+            for base in (b"x", b"o")
+        ),
+        (
+            b"[daemon]\nqueue = 0b" + b"1" * 15_000,
+            "daemon.queue: expected valid TOML, found a number with too many digits (line 2)",
+        ),
         (b"\xef\xbb\xbf[policy]\n", "1:1: expected valid TOML, found a byte order mark (U+FEFF)"),
         (
             b'[policy]\n[[policy.rule]]\nsrc = ["a", "b\\u0000"]',
