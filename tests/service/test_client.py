@@ -3,8 +3,9 @@
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,49 @@ def test_a_daemon_that_does_not_respond(tmp_path: Path, monkeypatch: pytest.Monk
             pytest.raises(NotRunningError, match="does not respond"),
         ):
             client.request("ping")
+
+
+@contextmanager
+def _sends_without_end(path: Path, part: bytes, pause_s: float) -> Iterator[None]:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                while True:
+                    connection.sendall(part)
+                    time.sleep(pause_s)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+
+
+def test_a_response_in_drops_is_not_awaited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "RESPONSE_WITHIN_S", 0.2)
+    path = tmp_path / "s"
+    with (
+        _sends_without_end(path, b" ", 0.01),
+        Client(path) as client,
+        pytest.raises(NotRunningError, match="does not respond"),
+    ):
+        client.request("status")
+
+
+def test_a_response_without_end_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with (
+        _sends_without_end(path, b"[" * 65_536, 0),
+        Client(path) as client,
+        pytest.raises(UsageError, match="expected a control socket of nfq-guard"),
+    ):
+        client.request("status")
 
 
 def test_no_process_listens(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 """A client of the control socket of a running daemon."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any, Final, Self, final
 
 import msgspec
 
 from nfq_guard.errors import NfqGuardError, NotRunningError, PrivilegeError, UsageError
-from nfq_guard.service.control.protocol import connect
+from nfq_guard.service.control.protocol import RESPONSE_MAX_BYTES, connect
 
 RESPONSE_WITHIN_S: Final = 10.0
 _PART_BYTES: Final = 1 << 16
@@ -77,18 +78,32 @@ class Client:
         try:
             response = msgspec.json.decode(line, type=_Response)
         except msgspec.MsgspecError:
-            raise UsageError(f"{self._path}: expected a control socket of nfq-guard") from None
+            raise self._unexpected() from None
         if response.kind != "OK":
             raise RefusedError(str(response.message))
         return response.message
 
+    def _unexpected(self) -> UsageError:
+        return UsageError(f"{self._path}: expected a control socket of nfq-guard")
+
     def _line(self) -> bytes:
+        """The next line, complete in time: whoever took the daemon over may send without end."""
         parts = [self._rest]
+        size = len(self._rest)
+        until = time.monotonic() + RESPONSE_WITHIN_S
         while b"\n" not in parts[-1]:
+            if size > RESPONSE_MAX_BYTES:
+                raise self._unexpected()
+            left = until - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            self._socket.settimeout(left)
             part = self._socket.recv(_PART_BYTES)
             if not part:
                 raise NotRunningError(f"the daemon at {self._path} closed the connection")
             parts.append(part)
+            size += len(part)
+        self._socket.settimeout(RESPONSE_WITHIN_S)
         line, _, self._rest = b"".join(parts).partition(b"\n")
         return line
 

@@ -15,6 +15,9 @@ from typing import Any, Final, NamedTuple, Self, final
 
 from msgspec import Struct, field
 
+RESPONSE_MAX_BYTES: Final = 4 << 20
+"""Maximum length of a response, without the end of its line."""
+
 _TIMEVAL: Final = struct.Struct("ll")
 _UCRED: Final = struct.Struct("iII")
 # From asm-generic/socket.h; the module socket has no name for it.

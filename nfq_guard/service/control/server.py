@@ -25,14 +25,19 @@ import orjson
 
 from nfq_guard.errors import is_shortage
 from nfq_guard.service.control.connection import Connection, State
-from nfq_guard.service.control.protocol import Caller, Request, Responder, Response
+from nfq_guard.service.control.protocol import (
+    RESPONSE_MAX_BYTES,
+    Caller,
+    Request,
+    Responder,
+    Response,
+)
 from nfq_guard.service.control.socket_path import exclusive, relisten
 from nfq_guard.service.loop import Loop
 from nfq_guard.telemetry.events import exception_texts
 
 CONNECTIONS_MAX: Final = 16
 REQUEST_MAX_BYTES: Final = 1 << 16
-RESPONSE_MAX_BYTES: Final = 4 << 20
 IDLE_S: Final = 30.0
 # The share of CPU time for requests, and the seconds that can accumulate for a burst.
 _SHARE: Final = 0.1
