@@ -148,8 +148,9 @@ REASONS: Final = {
     ),
     Reason.BAD_CHECKSUM: Meaning(
         "the checksum does not match",
-        "Its checksum does not match: it was damaged in transit, or computed wrongly. If this "
-        "host sent it, the NIC had yet to compute the checksum: see --checksum.",
+        "Its checksum does not match: it was damaged in transit, or computed wrongly. A "
+        "capture on the host that sent it also shows checksums that the NIC had yet to compute: "
+        "see --checksum of replay.",
     ),
     Reason.BAD_TAG: Meaning(
         "the verification tag of another SCTP association",

@@ -115,3 +115,11 @@ def test_other_reasons_mean_the_same_always() -> None:
     for reason in set(Reason) - {Reason.NO_ENTRY, Reason.BAD_TRANSITION}:
         known = Circumstances(expired=True, seen=True, private=True)
         assert explained(Finding(reason), known) == REASONS[reason].sentences
+
+
+def test_an_option_has_its_command() -> None:
+    """The texts are those of `why` and of events too, which have no capture to judge anew."""
+    for meaning in REASONS.values():
+        words = meaning.sentences.split()
+        for place, word in enumerate(words):
+            assert not word.startswith("--") or words[place + 1 : place + 2] == ["of"], word
