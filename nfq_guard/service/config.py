@@ -48,6 +48,7 @@ class Config:
         model: The table `[policy]`, or the default policy of a file without one.
         shadow: The policy on trial, named by the setting `shadow`; None without one.
         files: The content of every file that was read, by path.
+        is_empty: Whether the file has no table, so that all settings are the defaults.
     """
 
     source: str
@@ -55,6 +56,7 @@ class Config:
     model: PolicyModel
     shadow: CompiledPolicy | None
     files: Mapping[str, bytes]
+    is_empty: bool = False
 
 
 @final
@@ -90,6 +92,7 @@ class LoadedPolicy:
         rule_names: Names of the rules of the acting policy, including the built-in ones.
         restart_for: Names of settings that changed in the file and require a restart.
         files: The content of every file that was read, by path.
+        empty: The file if it has no table, so that all settings are the defaults; else empty.
     """
 
     policy: Policy
@@ -100,6 +103,7 @@ class LoadedPolicy:
     heals: bool = False
     rule_names: tuple[str, ...] = ()
     files: Mapping[str, bytes] = field(default_factory=dict)
+    empty: str = ""
 
     @property
     def digest(self) -> str:
@@ -137,6 +141,7 @@ def read_config(path: Path | None, read: ReadFile = read_file) -> ConfigReading:
             model=reading.model,
             shadow=shadow,
             files=files,
+            is_empty=tables.is_empty,
         )
     return ConfigReading(
         source=tables.source,
@@ -207,6 +212,7 @@ def prepared(config: Config, running: Settings, override: Override = _unchanged)
         heals=_heals(config.model),
         rule_names=(*(rule.name for rule in config.model.rules), *RESERVED_NAMES),
         files=config.files,
+        empty=config.source if config.is_empty else "",
     )
 
 
@@ -240,6 +246,7 @@ class _Tables(NamedTuple):
     settings: Settings
     policy: dict[str, object] | None
     mistakes: list[Mistake]
+    is_empty: bool = False
 
 
 def _read_tables(path: Path | None, read: ReadFile) -> _Tables:
@@ -251,6 +258,7 @@ def _read_tables(path: Path | None, read: ReadFile) -> _Tables:
         expected = "a path in valid UTF-8, because events and metrics name it"
         raise ConfigError(str(path), [Mistake("", expected, "other bytes in it")])
     document = read_toml(path, read)
+    is_empty = not document
     mistakes: list[Mistake] = []
     table = document.pop(TABLE, {})
     policy = document.pop(_POLICY_TABLE, None)
@@ -269,7 +277,7 @@ def _read_tables(path: Path | None, read: ReadFile) -> _Tables:
     if policy is not None and not isinstance(policy, dict):
         mistakes.append(Mistake(_POLICY_TABLE, "a table", shown(policy)))
         policy = None
-    return _Tables(str(path), settings, policy, mistakes)
+    return _Tables(str(path), settings, policy, mistakes, is_empty)
 
 
 def _is_utf8(path: Path) -> bool:

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from typing import final
 
 from nfq_guard.engine import Mode
-from nfq_guard.errors import NfqGuardError
+from nfq_guard.errors import ConfigError, Mistake, NfqGuardError
 from nfq_guard.service.config import LoadedPolicy
 from nfq_guard.service.control.protocol import Responder, Response
 from nfq_guard.service.loop import Loop
@@ -99,6 +99,13 @@ class Reloader:
         self._loop.background(self._read, self._adopt, self._failed)
 
     def _adopt(self, loaded: LoadedPolicy) -> None:
+        if loaded.empty and not self.loaded.empty:
+            # A file that was cut to nothing must not end enforcement.
+            expected = "a table [daemon] or [policy], as in the configuration in force"
+            found = "none; a line with [daemon] stands for the defaults"
+            self._refuse(str(ConfigError(loaded.empty, [Mistake("", expected, found)])))
+            return
+
         def done(problem: str) -> None:
             if problem:
                 self._refuse(problem)

@@ -3,6 +3,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,7 @@ class Reads:
         self.fault: Exception | None = None
         self.mode = Mode.DRY_RUN
         self.policy = load_policy_for(Settings(), None).policy
+        self.empty = ""
 
     def __call__(self) -> LoadedPolicy:
         assert self.may.acquire(timeout=60)
@@ -51,7 +53,7 @@ class Reads:
         if self.fault is not None:
             raise self.fault
         facts = PolicyFacts(source="file", digest=str(self.count), rules=1)
-        return LoadedPolicy(policy=self.policy, facts=facts, mode=self.mode)
+        return LoadedPolicy(policy=self.policy, facts=facts, mode=self.mode, empty=self.empty)
 
 
 class Bench:
@@ -221,3 +223,38 @@ def test_a_log_that_raises_leaves_no_reload_behind(
             bench.loop.turn(10)
         assert not bench.reloader.busy
     assert len(bench.answers) == 2
+
+
+def test_a_file_without_tables_does_not_replace_one_with_tables(bench: Bench) -> None:
+    """A file that was cut to nothing must not end enforcement: all its settings are defaults."""
+    bench.reads.mode = Mode.ENFORCE
+    bench.ask("valid")
+    bench.go()
+    bench.reads.mode = Mode.DRY_RUN
+    bench.reads.empty = "guard.toml"
+    bench.ask("empty")
+    bench.go()
+    _, answer = bench.answers[-1]
+    assert answer == Response.error(
+        "guard.toml: expected a table [daemon] or [policy], as in the configuration in force, "
+        "found none; a line with [daemon] stands for the defaults"
+    )
+    assert (bench.workers.adopted, bench.modes) == (["1"], [Mode.ENFORCE])
+    assert bench.reloader.loaded.mode is Mode.ENFORCE
+
+
+def test_a_daemon_of_an_empty_file_reloads_it(bench: Bench) -> None:
+    bench.reloader.loaded = replace(bench.reloader.loaded, empty="guard.toml")
+    bench.reads.empty = "guard.toml"
+    bench.ask("empty")
+    bench.go()
+    assert bench.reloader.taken == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "empty"), [("", True), ("# [daemon]\n", True), ("[daemon]\n", False)]
+)
+def test_a_file_without_tables_is_known(tmp_path: Path, text: str, empty: bool) -> None:  # noqa: FBT001
+    file = tmp_path / "guard.toml"
+    file.write_text(text)
+    assert load_policy_for(Settings(), file).empty == (str(file) if empty else "")
