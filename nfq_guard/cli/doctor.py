@@ -10,6 +10,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Final, TypedDict
 
+import msgspec
+
 from nfq_guard.cli.options import add_config, add_format
 from nfq_guard.cli.terminal import columns, fitted, folded, json_text, paint
 from nfq_guard.doctor import collect, host_rules, tracking
@@ -17,12 +19,20 @@ from nfq_guard.doctor.check import Check, Status, ok, problem
 from nfq_guard.doctor.examine import examine
 from nfq_guard.doctor.plan import Guard, Plan, plan
 from nfq_guard.doctor.plan_rules import Step
-from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, ConfigError, PrivilegeError
+from nfq_guard.errors import (
+    EXIT_NOT_FINE,
+    EXIT_OK,
+    ConfigError,
+    NfqGuardError,
+    PrivilegeError,
+)
 from nfq_guard.firewall.xtables import System
 from nfq_guard.names import counted, visible
 from nfq_guard.policy.matcher import compile_policy
 from nfq_guard.service import unit
 from nfq_guard.service.config import DEFAULT_PATH, ConfigReading, read_config
+from nfq_guard.service.control.client import Client
+from nfq_guard.service.control.socket_path import is_here
 from nfq_guard.service.firewall_spec import firewall_of
 from nfq_guard.service.settings import Settings
 from nfq_guard.telemetry.palette import Style
@@ -85,17 +95,44 @@ def _plan(config: Path, settings: Settings) -> Plan:
         raise PrivilegeError(f"a plan needs all rules of this host: {rules.problems[0]}")
     sandbox = unit.sandbox_of(config, System())
     known = settings.control_socket not in {"", Settings().control_socket}
+    running = _running(settings)
     guard = Guard(
         config=config if config.exists() else None,
         socket=f" --socket {shlex.quote(settings.control_socket)}" if known else "",
         unit="" if sandbox is None else sandbox.unit.removesuffix(".service"),
         text=collect.text(config),
+        mode=settings.mode,
+        running="" if running is None else running.mode,
+        policy="" if running is None else running.policy.source,
     )
     values, files = collect.sysctl_values(), collect.boot_files()
     families = firewall_of(settings).families
     alone = tracking.untracked(rules, families, collect.tracked_flows())
     started = tracking.describe(alone) if alone else ""
     return plan(rules.tables, values, files, guard, started)
+
+
+class _Policy(msgspec.Struct):
+    source: str
+
+
+class _Running(msgspec.Struct):
+    """The part of the status of a daemon on which a plan depends."""
+
+    mode: str
+    policy: _Policy
+
+
+def _running(settings: Settings) -> _Running | None:
+    """The daemon with these settings in this network namespace; None if none responds."""
+    path = Path(settings.control_socket)
+    if not settings.control_socket or not is_here(path):
+        return None
+    try:
+        with Client(path) as client:
+            return msgspec.convert(client.request("status"), _Running)
+    except (NfqGuardError, msgspec.ValidationError):
+        return None
 
 
 class PlanStepRecord(TypedDict):

@@ -51,12 +51,23 @@ class Guard(NamedTuple):
         socket: The option that names its control socket to a command; empty for the default.
         unit: The unit that runs it; empty without one.
         text: The contents of the configuration file.
+        mode: The mode in that file, `dry-run` or `enforce`.
+        running: The mode of the daemon that runs; empty if none does.
+        policy: The policy of that daemon.
     """
 
     config: Path | None
     socket: str = ""
     unit: str = ""
     text: str = ""
+    mode: str = "dry-run"
+    running: str = ""
+    policy: str = ""
+
+    @property
+    def enforces(self) -> bool:
+        """Whether a daemon runs that applies its policy."""
+        return self.running == "enforce"
 
 
 def plan(
@@ -81,9 +92,12 @@ def plan(
     for move in moves:
         made.found += [move.found] if move.found else []
         made.beside += move.beside
+    if guard.enforces:
+        made.found.append(f"the guard enforces its policy, {guard.policy}")
     if not moves:
         checked = "" if started else ", and windows are checked"
-        made.found.append(f"nothing: no rule singles out INVALID packets{checked}")
+        more = "no other" if guard.enforces else "nothing: no"
+        made.found.append(f"{more} rule singles out INVALID packets{checked}")
     made.found += [started] if started else []
     made.beside += _start(guard)
     made.over += _enforce(guard)
@@ -100,7 +114,12 @@ def plan(
 
 def _start(guard: Guard) -> Iterator[Step]:
     what = "start the guard in dry-run: it accepts every packet and records what it would drop"
-    if not guard.unit:
+    if guard.enforces:
+        yield Step("the guard runs and enforces its policy: there is nothing to try beside it")
+        return
+    if guard.running:
+        yield Step("the guard runs in dry-run already: it accepts every packet")
+    elif not guard.unit:
         words = ["nfq-guard", "run", "--mode", "dry-run"]
         words += [] if guard.config is None else ["--config", str(guard.config)]
         yield Step(what, (shlex.join(words),), stays=True)
@@ -116,7 +135,10 @@ def _start(guard: Guard) -> Iterator[Step]:
 
 def _enforce(guard: Guard) -> Iterator[Step]:
     what = "apply the policy's verdicts, from now on"
-    if guard.unit and guard.config is not None:
+    lasts = guard.mode == "enforce" or not guard.unit or guard.config is None
+    if guard.enforces and lasts:
+        yield Step("the guard applies its policy's verdicts already")
+    elif guard.unit and guard.config is not None:
         yield Step(what, (*_mode(guard, "enforce"), f"systemctl reload {guard.unit}"))
     else:
         yield Step(f"{what} until the guard ends", (f"nfq-guard mode enforce{guard.socket}",))

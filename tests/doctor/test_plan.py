@@ -52,6 +52,10 @@ def commands(steps: Sequence[Any]) -> list[str]:
     return [command for step in steps for command in step.commands]
 
 
+def commands_in(steps: Sequence[dict[str, Any]]) -> list[str]:
+    return [command for step in steps for command in step["commands"]]
+
+
 FORWARD = "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n"
 RULE = "-m conntrack --ctstate INVALID -j DROP"
 
@@ -68,6 +72,20 @@ def test_without_any_handling_the_guard_is_started_and_enforces() -> None:
         "systemctl disable --now nfq-guard",
         f"sed -i 's/^mode *=.*/mode = \"dry-run\"/' {file}",
     ]
+
+
+def test_a_guard_that_enforces_is_not_started() -> None:
+    running = UNIT._replace(mode="enforce", running="enforce", policy="preset:default")
+    made = planned([], guard=running)
+    assert made.found[0] == "the guard enforces its policy, preset:default"
+    assert made.found[1].startswith("no other rule singles out")
+    assert commands([*made.beside, *made.over]) == []
+
+
+def test_a_mode_of_the_control_socket_is_written_into_the_file() -> None:
+    """It lasts until the next start of the daemon."""
+    made = planned([], guard=UNIT._replace(running="enforce", policy="preset:default"))
+    assert commands(made.over) == commands(planned([]).over)
 
 
 @pytest.mark.parametrize("text", ["", "[daemon]\nqueue = 1\n", '[daemon]\nmode = "dry-run"\n'])
@@ -287,12 +305,22 @@ def test_each_plan_leads_to_the_guard_and_back(tmp_path: Path, handling: str) ->
         site.follow(made["beside"])
         before_over = 0 if handling == "be_liberal" else 1
         assert site.stray(judged=before_over) == fate
+        again = site.plan()
+        assert not any(step["stays"] for step in again["beside"])
+        assert "runs in dry-run already" in again["beside"][0]["what"]
+        assert not any("enforces" in found for found in again["found"])
 
         site.follow(made["over"])
         assert site.stray(judged=before_over + 1) is None
         assert RULE not in site.state().replace("-j NFQ_GUARD", "")
         assert not re.search("ct state invalid .*drop", site.state())
         assert site.run(f"sysctl -n net.{LIBERAL}") == "0\n"
+        again = site.plan()
+        assert again["found"] == [
+            f"the guard enforces its policy, {site.config}",
+            "no other rule singles out INVALID packets, and windows are checked",
+        ]
+        assert not commands_in([*again["beside"], *again["over"]])
 
         site.follow(made["back"])
         assert site.state() == before
