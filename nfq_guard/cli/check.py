@@ -38,6 +38,9 @@ from nfq_guard.telemetry.palette import Style
 
 _BAD: Final = frozenset({Status.WARNING, Status.PROBLEM})
 
+# The limits of heals are numbers a minute.
+_MINUTE_S: Final = 60
+
 # One attribute in the docstring of a class: its name and its description.
 _ATTRIBUTE: Final = re.compile(r"^    (\w+): (.+(?:\n {8}.+)*)", re.MULTILINE)
 
@@ -153,6 +156,8 @@ def _read(
         if mistakes:
             raise ConfigError(config.source, mistakes)
     of_settings = list(_without_effect(config.settings, config.model, config.source))
+    if any(rule.action is Action.HEAL for rule in config.model.rules):
+        of_settings += _too_few_heals(config.settings, config.source)
     notes: list[Caution] = []
     if sandbox is None:
         notes += unit.cautions(config.settings, config.source)
@@ -173,6 +178,21 @@ def _without_effect(settings: Settings, model: PolicyModel, source: str) -> Iter
     if settings.offload and healing is not None:
         text = f"no flow is offloaded that rule {healing!r} may heal"
         yield Caution(f"{TABLE}.offload", source, "", text)
+
+
+def _too_few_heals(settings: Settings, source: str) -> Iterator[Caution]:
+    """Heals that do not last for the whole minute of a flow whose window stays lost."""
+    name = "heal_flow_per_minute"
+    if settings.heal_per_minute < settings.heal_flow_per_minute:
+        name = "heal_per_minute"
+    heals, lasts_s = getattr(settings, name), settings.heal_timeout_s
+    if heals * lasts_s < _MINUTE_S:
+        text = (
+            f"an active flow whose window stays lost is healed for {heals * lasts_s:g} s of a "
+            f"minute, and its packets are dropped for the rest: {name} = {heals} allows "
+            f"{counted(heals, 'heal')} of {lasts_s:g} s; expected a product of at least {_MINUTE_S}"
+        )
+        yield Caution(f"{TABLE}.heal_timeout_s", source, "", text)
 
 
 class MistakeRecord(TypedDict):

@@ -250,6 +250,31 @@ def test_a_long_key_is_cut(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
         assert len(capsys.readouterr().err) < 1500
 
 
+@pytest.mark.parametrize(
+    ("lines", "warned"),
+    [
+        ("heal_timeout_s = 10", "healed for 30 s of a minute"),
+        ("heal_timeout_s = 19.5", "heal_flow_per_minute = 3 allows 3 heals of 19.5 s"),
+        ("heal_timeout_s = 59\nheal_flow_per_minute = 1", "allows 1 heal of 59 s"),
+        ("heal_timeout_s = 20\nheal_per_minute = 2", "heal_per_minute = 2 allows 2 heals of 20 s"),
+        ("heal_timeout_s = 20", ""),
+        ("heal_timeout_s = 1\nheal_flow_per_minute = 60", ""),
+    ],
+)
+def test_heals_that_leave_a_gap(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, lines: str, warned: str
+) -> None:
+    """A flow whose window stays lost hangs once its heals of the minute are used up."""
+    path = tmp_path / "c.toml"
+    path.write_text(f"[daemon]\n{lines}\n")
+    status, _, said = _run(capsys, str(path), "--strict")
+    assert status == bool(warned)
+    assert warned in said
+    assert not warned or "daemon.heal_timeout_s: an active flow" in said
+    path.write_text(f'[daemon]\n{lines}\n[policy]\ninclude = "preset:observe"\n')
+    assert _run(capsys, str(path), "--strict")[0] == 0
+
+
 def test_a_setting_without_effect(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Files are written from the packets that are kept; no flow is offloaded that may be healed."""
     path = tmp_path / "c.toml"

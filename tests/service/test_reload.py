@@ -254,7 +254,7 @@ def test_a_daemon_of_an_empty_file_reloads_it(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("text", "empty"), [("", True), ("# [daemon]\n", True), ("[daemon]\n", False)]
 )
-def test_a_file_without_tables_is_known(tmp_path: Path, text: str, empty: bool) -> None:  # noqa: FBT001
+def test_a_file_without_tables_is_known(tmp_path: Path, text: str, empty: bool) -> None:
     file = tmp_path / "guard.toml"
     file.write_text(text)
     assert load_policy_for(Settings(), file).empty == (str(file) if empty else "")
