@@ -18,7 +18,7 @@ from nfq_guard.finding import Finding, Reason
 from nfq_guard.flow import Evidence, FlowSnapshot, FlowTuple, LookupFailed, LookupResult
 from nfq_guard.policy.decision import Decision, Policy
 from nfq_guard.policy.shadow import Disagreement, disagreement
-from nfq_guard.raw_rules import RawRules
+from nfq_guard.raw_rules import RawRules, unless_spared
 from nfq_guard.resets import Passed
 from nfq_guard.wire.ip import decode
 from nfq_guard.wire.packet import Malformed, Packet, Queued, tuple_of
@@ -74,6 +74,7 @@ class Judgment:
         shadow: The decision of a policy on trial if it differs; else None.
         lookup_error: The errno of a lookup that failed, else 0.
         cause: The packet that this RST answers, once the worker has looked; else None.
+        spared: Whether no policy drops it, because rules of the host hide its other half.
     """
 
     queued: Queued
@@ -86,6 +87,7 @@ class Judgment:
     shadow: Disagreement | None
     lookup_error: int
     cause: Passed | None
+    spared: bool
 
     def __init__(
         self,
@@ -109,6 +111,7 @@ class Judgment:
         self.shadow = shadow
         self.lookup_error = lookup_error
         self.cause = None
+        self.spared = False
 
 
 @final
@@ -307,8 +310,9 @@ class Engine:
             finding = diagnose(queued, packet, snapshot, evidence, self._kernel, self.sysctls)
         decision = self._policy.decide(queued, packet, snapshot, finding, now)
         raw_rules = self.raw_rules
-        if raw_rules is not None:
-            decision = raw_rules.instead_of(decision, queued, packet, snapshot, finding)
+        spared = raw_rules is not None and raw_rules.spares(queued, packet, snapshot, finding)
+        if spared:
+            decision = unless_spared(decision)
         verdict = VERDICT_ACCEPT
         mark = None
         if self.mode is Mode.ENFORCE:
@@ -321,9 +325,12 @@ class Engine:
         differs = None
         if shadow is not None:
             other = shadow.decide(queued, packet, snapshot, finding, now)
-            if raw_rules is not None:
-                other = raw_rules.instead_of(other, queued, packet, snapshot, finding)
+            if spared:
+                other = unless_spared(other)
             differs = disagreement(decision, other)
-        return Judgment(
+        judgment = Judgment(
             queued, packet, snapshot, finding, decision, verdict, mark, differs, lookup_error
         )
+        if spared:
+            judgment.spared = True
+        return judgment

@@ -40,7 +40,7 @@ _OWN_REASONS: Final = frozenset(
 )
 # TCP flags that rules for SYNs alone treat differently: in a packet, and in what answers it.
 _EACH_OPENING: Final = (ACK, SYN, RST)
-_ALLOWED: Final = Decision(Action.ALLOW, RULE_HIDDEN_HALF)
+ALLOWED: Final = Decision(Action.ALLOW, RULE_HIDDEN_HALF)
 
 MOST_RULES: Final = 256
 """Rules that are distinguished; the next one represents all that follow."""
@@ -205,18 +205,17 @@ class RawRules:
         """The rules that packets of one kind meet in a hook, in their order."""
         return self._places.get((family, proto, hook), ())
 
-    def instead_of(
+    def spares(
         self,
-        decision: Decision,
         queued: Queued,
         packet: Packet | Malformed,
         snapshot: FlowSnapshot | None,
         finding: Finding,
-    ) -> Decision:
-        """`decision`, or one to allow the packet where it would drop what these rules hide."""
-        if not decision.drops or finding.reason in _OWN_REASONS or isinstance(packet, Malformed):
-            return decision
-        return decision if self.hiding(queued, packet, snapshot) is None else _ALLOWED
+    ) -> bool:
+        """Whether no policy drops the packet, because these rules hide its other half."""
+        if finding.reason in _OWN_REASONS or isinstance(packet, Malformed):
+            return False
+        return self.hiding(queued, packet, snapshot) is not None
 
     def hiding(
         self, queued: Queued, packet: Packet, snapshot: FlowSnapshot | None
@@ -298,6 +297,11 @@ def _back(way: FlowTuple, snapshot: FlowSnapshot | None) -> FlowTuple:
     if snapshot is None:
         return answering(way)
     return snapshot.original if snapshot.direction else snapshot.reply
+
+
+def unless_spared(decision: Decision) -> Decision:
+    """What `decision` is about a packet that `RawRules.spares`."""
+    return ALLOWED if decision.drops else decision
 
 
 def values_of(way: FlowTuple) -> tuple[bytes, bytes, bytes, bytes]:

@@ -17,6 +17,7 @@ from nfq_guard.flow import Hook
 from nfq_guard.names import counted
 from nfq_guard.policy.decision import Action
 from nfq_guard.policy.matcher import compile_policy
+from nfq_guard.policy.model import RULE_HIDDEN_HALF
 from nfq_guard.policyfile import load_compiled
 from nfq_guard.replay.outcome import Outcome
 from nfq_guard.replay.replayer import Replayer
@@ -205,6 +206,12 @@ def _lines(trial: Trial, recording: str, kind: str, unrecorded: Unrecorded | Non
         title = f"policy {letter}: {policy.model.source}"
         yield paint(title, Style.BOLD)
         yield f"  would drop {_drops(tally)}, accept {tally.passes}"
+        spared = tally.by_rule.get(RULE_HIDDEN_HALF, 0)
+        if spared:
+            yield (
+                f"  {spared} of these accepts by the built-in rule {RULE_HIDDEN_HALF}: rules of "
+                "the host hide the other direction of the flow"
+            )
         heals = tally.by_action.get(Action.HEAL, 0)
         if heals:
             yield f"  {heals} of these drops would heal a flow"

@@ -316,6 +316,13 @@ class PacketJudged(
         ),
     ] = None
     dst_pod: Annotated[Pod | None, _text("As `src_pod`, of the destination address.")] = None
+    hidden_half: Annotated[
+        bool,
+        _text(
+            "Whether no policy drops it, because rules before conntrack may hide the other"
+            " direction of its flow."
+        ),
+    ] = False
 
 
 class _Queued(Event, frozen=True, kw_only=True, omit_defaults=True):

@@ -217,6 +217,8 @@ def kind_of(judgment: Judgment) -> Kind:
             numbers |= 1 << 41
         elif l4 is None:
             numbers |= 2 << 41
+    if judgment.spared:
+        numbers |= 1 << 43
     if judgment.finding.breach is not None:
         numbers |= 1 << 44
     entry = -1

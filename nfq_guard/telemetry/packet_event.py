@@ -148,6 +148,7 @@ def packet_judged(
         caused_by=caused_by,
         tcp_timestamp=clock,
         community_id=community_id(packet),
+        hidden_half=judgment.spared,
     )
 
 

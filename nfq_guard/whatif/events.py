@@ -26,6 +26,7 @@ from nfq_guard.names import (
     tcp_flag_bits,
     tcp_state_number,
 )
+from nfq_guard.policy.model import RULE_HIDDEN_HALF
 from nfq_guard.seqno import Seq, add, seq
 from nfq_guard.telemetry.events import PacketJudged
 from nfq_guard.telemetry.reader import ReadEvent
@@ -64,7 +65,13 @@ def recorded(read: ReadEvent) -> Iterator[Recorded]:
             count=count,
             alike=count if alike else 1,
             packet=_packet(event, each - distance),
-            judged=Judged(queued=queued, snapshot=snapshot, finding=Finding(event.reason, proof)),
+            judged=Judged(
+                queued=queued,
+                snapshot=snapshot,
+                finding=Finding(event.reason, proof),
+                # Earlier daemons have the field for no packet.
+                spared=event.hidden_half or event.rule == RULE_HIDDEN_HALF,
+            ),
             passed=event.verdict == "accept",
         )
 

@@ -51,9 +51,11 @@ class Judged:
         snapshot: Its flow; None without one.
         finding: Why it is INVALID.
         nat_known: Whether the recording shows whether its flow is translated.
+        spared: Whether no policy drops it, because rules of the host hide its other half.
     """
 
     queued: Queued
     snapshot: FlowSnapshot | None
     finding: Finding
     nat_known: bool = True
+    spared: bool = False

@@ -8,6 +8,7 @@ from typing import Final, final
 from nfq_guard.flow import IPS_DST_NAT
 from nfq_guard.policy.decision import Decision
 from nfq_guard.policy.matcher import CompiledPolicy
+from nfq_guard.raw_rules import unless_spared
 from nfq_guard.whatif.conversations import Conversations, Fate, Seen, Settled
 from nfq_guard.whatif.recorded import Judged, Recorded
 from nfq_guard.whatif.tally import Tally
@@ -106,6 +107,8 @@ class Trial:
         """The decisions of all policies, each with its number of packets."""
         asked = (judged.queued, recorded.packet, judged.snapshot, judged.finding)
         runs = [policy.decide_all(*asked, now, count) for policy in self.policies]
+        if judged.spared:
+            runs = [[(unless_spared(decision), most) for decision, most in run] for run in runs]
         while all(runs):
             packets = min(run[0][1] for run in runs)
             yield tuple(run[0][0] for run in runs), packets
@@ -119,7 +122,7 @@ class Trial:
         certain: list[bool] = []
         possible: list[bool] = []
         for tally, policy in zip(self.tallies, self.policies, strict=True):
-            drops = [decision.drops for decision in policy.possible(*asked)]
+            drops = [decision.drops and not judged.spared for decision in policy.possible(*asked)]
             certain.append(all(drops))
             possible.append(any(drops))
             if not exact:

@@ -31,6 +31,7 @@ from nfq_guard.raw_rules import (
     RawRules,
     Span,
     bounded,
+    unless_spared,
 )
 from nfq_guard.wire.ip import decode
 from nfq_guard.wire.packet import ACK, CHECKSUM_GOOD, RST, SYN, Packet, Queued, Segment
@@ -257,20 +258,19 @@ def test_reasons(reason: Reason) -> None:
     """Reasons that do not depend on a flow are judged as usual."""
     rules = RawRules([rule(REPLIES)])
     own = {Reason.BAD_FLAGS, Reason.BAD_CHECKSUM, Reason.MALFORMED, Reason.ICMP_MISMATCH}
-    found = rules.instead_of(DROP, came(), segment(), None, Finding(reason))
-    assert (found is DROP) is (reason in own)
-    if reason not in own:
-        assert (found.action, found.rule) == (Action.ALLOW, "hidden-half")
+    assert rules.spares(came(), segment(), None, Finding(reason)) is (reason not in own)
 
 
 def test_decisions_that_stay() -> None:
     rules, finding = RawRules([rule(REPLIES)]), Finding(Reason.NO_ENTRY)
     for action in (Action.ALLOW, Action.LOG):
         passes = Decision(action, "rest")
-        assert rules.instead_of(passes, came(), segment(), None, finding) is passes
-    assert RawRules([]).instead_of(DROP, came(), segment(), None, finding) is DROP
+        assert unless_spared(passes) is passes
+    spared = unless_spared(DROP)
+    assert (spared.action, spared.rule) == (Action.ALLOW, "hidden-half")
+    assert not RawRules([]).spares(came(), segment(), None, finding)
     broken = decode(ip(A4, B4, PROTO_TCP, b"")[:12])
-    assert rules.instead_of(DROP, came(), broken, None, finding) is DROP
+    assert not rules.spares(came(), broken, None, finding)
 
 
 def test_the_engine_does_not_drop() -> None:
@@ -289,6 +289,19 @@ def test_the_engine_does_not_drop() -> None:
     assert verdict() == (VERDICT_ACCEPT, "hidden-half")
     engine.raw_rules = RawRules([rule(REQUESTS)])
     assert verdict() == dropped
+
+
+def test_a_packet_that_passes_anyway_is_marked_too() -> None:
+    """Another policy, which would drop it, may be tried on its event."""
+    engine = Engine(policy=FirstByte(), flows=NoFlows(), mode=Mode.DRY_RUN)
+    engine.raw_rules = RawRules([rule(REPLIES)])
+    queued = Queued(b"A", Hook.PREROUTING, "eth0", "", 0, CHECKSUM_GOOD)
+    for reason, spared in ((Reason.NO_ENTRY, True), (Reason.BAD_CHECKSUM, False)):
+        finding = Finding(reason)
+        found = engine.judge_packet(queued, segment(), None, Evidence.NONE, 0.0, finding=finding)
+        assert not found.decision.drops
+        assert found.decision.rule != "hidden-half"
+        assert found.spared is spared
 
 
 def test_many_rules() -> None:

@@ -211,6 +211,43 @@ def test_half_of_each_connection_is_hidden(namespace: Make, tmp_path: Path, queu
         assert guard.stop() == 0
 
 
+def test_whatif_says_what_the_policy_then_does(namespace: Make, tmp_path: Path) -> None:
+    """A recording of a policy that drops nothing shows which packets no policy would drop."""
+    with ExitStack() as stack:
+        router = Router(namespace, stack)
+        router.add(*HALF[9001])
+
+        def run(mode: str, policy: str) -> tuple[str, int]:
+            """Connections and a forged segment; returns the log, and the drops by the policy."""
+            folder = tmp_path / mode
+            folder.mkdir()
+            lines = (f'mode = "{mode}"', "log_allowed = true")
+            config = configured(folder / "c", *lines, policy=policy)
+            log = folder / "log"
+            with GuardProcess(router.host, log, "--config", config).ready() as guard:
+                wait_for(lambda: bool(guard.events("half_hidden")))
+                for family in (4, 6):
+                    router.works(family, 9001)
+                    router.forge(family, "R")
+                wait_for(lambda: "no-entry" in str(guard.events("packet_judged")))
+                assert guard.stop() == 0
+            found = guard.events("packet_judged")
+            return str(log), sum(each.get("count", 1) for each in found if each["would"] == "drop")
+
+        recorded, none = run("dry-run", '[policy]\ndefault = "log"\non_unknown = "log"\n')
+        assert none == 0
+        policy = tmp_path / "policy.toml"
+        policy.write_text(POLICY)
+        _, dropped = run("enforce", POLICY)
+        assert dropped == 2
+        argv = ["whatif", recorded, "--policy", str(policy), "--format", "json"]
+        done = subprocess.run(
+            [sys.executable, "-m", "nfq_guard", *argv], check=True, capture_output=True
+        )
+        (asked,) = json.loads(done.stdout)["policies"]
+        assert (asked["drops"], asked["by_rule"].keys()) == (2, {"default", "hidden-half"})
+
+
 def test_a_new_worker_knows_of_hidden_halves(namespace: Make, tmp_path: Path) -> None:
     """From its first packet on: the daemon stops as soon as the worker's process exists."""
     with ExitStack() as stack:

@@ -294,6 +294,7 @@ def test_fields_of_the_reference() -> None:
         "community_id",
         "src_pod",
         "dst_pod",
+        "hidden_half",
     ]
     assert fields["in"].values == ()
     assert fields["sport"].nullable
@@ -311,6 +312,7 @@ def test_fields_of_the_reference() -> None:
         "community_id",
         "src_pod",
         "dst_pod",
+        "hidden_half",
     ]
     assert set(fields["verdict"].values) == {"drop", "accept"}
     assert set(fields["status"].values) == set(STATUS_NAMES)

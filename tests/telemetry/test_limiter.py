@@ -96,6 +96,8 @@ def test_packets_that_a_policy_can_tell_apart_are_limited_separately() -> None:
     answers[0].cause = Passed(0, Reason.SEQ_OVER, "rest")
     answers[1].cause = Passed(0, Reason.ACK_OVER, "rest")
     answers[2].cause = Passed(0, Reason.SEQ_OVER, "other")
+    spared = judgment()
+    spared.spared = True
     without_numbers = judgment()
     without_numbers.finding = Finding(Reason.SEQ_OVER)
     kinds = [
@@ -117,6 +119,7 @@ def test_packets_that_a_policy_can_tell_apart_are_limited_separately() -> None:
         judgment(came_as=queued(b"", mark=1)),
         judgment(lookup_error=12),
         on_trial,
+        spared,
         *answers,
     ]
     for first in kinds:

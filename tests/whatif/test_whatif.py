@@ -400,3 +400,26 @@ def test_segments_of_an_event_are_told_apart_by_their_distance(
     )
     (found,) = _json(capsys, str(path), "--policy", str(policy))["policies"]
     assert found["by_action"] == {"drop": 3 - copies, "log": copies}
+
+
+def test_a_packet_whose_other_half_is_hidden_is_dropped_by_no_policy(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """As in the daemon: rules of the host, not the packet, are why it is INVALID."""
+    path = tmp_path / "events.jsonl"
+    lines = [
+        _event(1, **ASYMMETRIC, hidden_half=True, count=3, first="2026-01-02T03:04:00.000000Z"),
+        # Earlier daemons told it only where their policy would have dropped the packet.
+        _event(2, **ASYMMETRIC | {"rule": "hidden-half", "action": "allow"}),
+        _event(3, **ASYMMETRIC),
+    ]
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    words = (str(path), "--policy", "preset:strict", "--policy", "preset:observe")
+    strict, observe = _json(capsys, *words)["policies"]
+    assert strict["by_rule"] == {"hidden-half": 4, "default": 1}
+    assert (strict["least_drops"], strict["drops"], strict["most_drops"]) == (1, 1, 1)
+    assert observe["by_rule"] == {"default": 5}
+    assert main(["whatif", *words]) == 0
+    text = capsys.readouterr().out
+    assert "would drop 1, accept 4\n  4 of these accepts by the built-in rule hidden-half: " in text
+    assert text.count("hidden-half") == 1
