@@ -214,7 +214,15 @@ def _lines(trial: Trial, recording: str, kind: str, unrecorded: Unrecorded | Non
             )
         heals = tally.by_action.get(Action.HEAL, 0)
         if heals:
-            yield f"  {heals} of these drops would heal a flow"
+            about = "" if tally.rules_exact else "about "
+            yield f"  {about}{heals} of these drops by rules that heal"
+        flows = tally.heals_by_flow
+        if flows:
+            verb = "was" if len(flows) == 1 else "were"
+            yield (
+                f"  {_number(flows)} of the flows {verb} not healed when recorded: in force, the "
+                "policy heals a flow, and drops fewer of its packets from then on"
+            )
         yield from _drop_lines(tally, kind)
         yield from _estimate_lines(tally)
         if tally.missed:

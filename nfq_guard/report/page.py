@@ -361,14 +361,16 @@ def _finding(found: Mapping[str, str]) -> dict[str, str]:
 
 
 def _policy(each: PolicyRecord) -> dict[str, str]:
+    about = "" if each["fates_exact"] else "about "
     return {
         "policy": each["policy"],
         "drops": _estimated(each),
-        "saved": _number(each["followed_by_rst"]),
+        "saved": about + _number(each["followed_by_rst"]),
         "escapes": _number(each["translated_passes"]),
-        "lived": _number(each["false_positives"]["packets"]),
-        "missed": _number(each["false_negatives"]["packets"]),
-        "unknown": _number(each["unknown"] + each["confirmed_drops"]),
+        "lived": about + _number(each["false_positives"]["packets"]),
+        "missed": about + _number(each["false_negatives"]["packets"]),
+        "unknown": about + _number(each["unknown"] + each["confirmed_drops"]),
+        "heals": counted(each["heal_flows"], "flow") if each["heal_flows"] else "",
         "reasons": _listed(each["drops_by_reason"]),
     }
 

@@ -85,6 +85,11 @@ class PolicyRecord(DropsRecord):
         policy: The policy, as it was named.
         by_action: INVALID packets by action.
         by_rule: INVALID packets by the rule that decides.
+        rules_exact: Whether these two are exact. Estimates where a rate decides, of which events do
+            not have the time or the segment of each packet.
+        heal_flows: Number of flows of packets that were accepted, and that a rule would heal. In
+            force the policy heals such a flow, after which fewer of its packets are INVALID, and
+            drops fewer than `drops` and `least_drops`.
         passes: INVALID packets that would be accepted.
         translated_passes: Packets of these in translated flows, which leave untranslated.
         false_negatives: Packets that would be accepted, were accepted, and were followed by an RST.
@@ -95,6 +100,8 @@ class PolicyRecord(DropsRecord):
     policy: str
     by_action: dict[str, int]
     by_rule: dict[str, int]
+    rules_exact: bool
+    heal_flows: int
     passes: int
     translated_passes: int
     false_negatives: HitRecord
@@ -227,6 +234,8 @@ def _policy(name: str, tally: Tally) -> PolicyRecord:
         "policy": name,
         "by_action": {str(action): count for action, count in tally.by_action.items()},
         "by_rule": tally.by_rule,
+        "rules_exact": tally.rules_exact,
+        "heal_flows": counted_apart(tally.heals_by_flow),
         "passes": tally.passes,
         "translated_passes": tally.translated_passes,
         **_drops(tally),

@@ -47,6 +47,10 @@ class Tally:
             packets is an estimate.
         by_action: All packets.
         by_rule: All packets.
+        rules_exact: Whether these two are exact. They may not be where the number of drops is: one
+            rule drops within a rate, and another one heals beyond it.
+        heals_by_flow: Packets that a rule would heal and that were accepted when recorded, by the
+            flow's endpoints. In force, the policy heals the flow, and drops fewer of its packets.
         translated_passes: Packets of translated flows that would be accepted.
         drops_by_reason: Packets that would be dropped.
         drops_by_flow: Packets that would be dropped, by the flow's endpoints.
@@ -71,6 +75,8 @@ class Tally:
         self.most_drops = 0
         self.by_action: dict[Action, int] = {}
         self.by_rule: dict[str, int] = {}
+        self.rules_exact = True
+        self.heals_by_flow: dict[str, int] = {}
         self.translated_passes = 0
         self.drops_by_reason: dict[Reason, int] = {}
         self.drops_by_flow: dict[str, int] = {}
@@ -124,7 +130,10 @@ class Tally:
         shown = self.drops_by_reason.get(reason, 0)
         self.drops_by_reason[reason] = shown + count
         packet = recorded.packet
-        _add(self.drops_by_flow, self._label(packet), count)
+        label = self._label(packet)
+        if decision.action is Action.HEAL and recorded.passed:
+            _add(self.heals_by_flow, label, count)
+        _add(self.drops_by_flow, label, count)
         _add(self.drops_by_peer, endpoint(address(packet.src), None), count)
         if sum(example.reason is reason for example in self.examples) < EXAMPLES:
             example = Example(

@@ -122,7 +122,10 @@ class Trial:
         certain: list[bool] = []
         possible: list[bool] = []
         for tally, policy in zip(self.tallies, self.policies, strict=True):
-            drops = [decision.drops and not judged.spared for decision in policy.possible(*asked)]
+            decisions = policy.possible(*asked)
+            drops = [decision.drops and not judged.spared for decision in decisions]
+            if not exact and (len(decisions) > 1 or recorded.alike < recorded.count):
+                tally.rules_exact = False
             certain.append(all(drops))
             possible.append(any(drops))
             if not exact:

@@ -423,6 +423,29 @@ def test_the_page_compares_policies(tmp_path: Path) -> None:
     assert "continued</td>" in html
 
 
+def test_the_page_says_what_is_an_estimate_and_what_a_heal_changes(tmp_path: Path) -> None:
+    """An event of several packets does not have the time of each: the RST may be among them."""
+    several = event(
+        count=5, timestamp="2026-11-23T02:00:05.400001Z", first="2026-11-23T02:00:05.000001Z"
+    )
+    reset = event(
+        timestamp="2026-11-23T02:00:05.200001Z", reason="no-entry", breach=None, tcp_flags="R",
+        nat="unknown", state=None, direction=None, status=None, ct_mark=None,
+    )  # fmt: skip
+    log = tmp_path / "events.jsonl"
+    log.write_text("".join(json.dumps(one) + "\n" for one in (reset, several)), encoding="utf-8")
+    out = tmp_path / "report.html"
+    words = ["--policy", "preset:heal", "--policy", "preset:observe"]
+    assert main(["report", str(log), "-o", str(out), *words]) == 0
+    html = well_formed(out.read_text(encoding="utf-8"))
+    assert re.findall(r'"drops followed by an RST"[^>]*>([^<]*)<', html)[-2:] == [
+        "about 0",
+        "about 0",
+    ]
+    assert "<code>preset:heal</code> would heal 1 flow: in force, it drops fewer of" in html
+    assert "<code>preset:observe</code> would heal" not in html
+
+
 def test_packets_that_a_policy_lets_escape(tmp_path: Path) -> None:
     log = tmp_path / "events.jsonl"
     log.write_text(json.dumps(event(count=7)) + "\n", encoding="utf-8")

@@ -175,7 +175,28 @@ def test_what_would_be_healed(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert policy["by_rule"] == {"translated": 2, "lost-window": 2}
     assert policy["drops"] == policy["least_drops"] == policy["most_drops"] == 4
     assert main(["whatif", *words]) == 0
-    assert "2 of these drops would heal a flow" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    # A rate decides, and events do not have what it counts by of each packet.
+    assert not policy["rules_exact"]
+    assert "  about 2 of these drops by rules that heal\n" in text
+    assert policy["heal_flows"] == 1
+    assert "  1 of the flows was not healed when recorded: in force, the policy heals" in text
+
+
+def test_what_was_healed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A recording of a policy in force has the packets that are INVALID beside its heals."""
+    path = tmp_path / "events.jsonl"
+    copies = [
+        event(timestamp=f"2026-11-23T02:00:0{second}.000001Z", mode="enforce", verdict="drop")
+        for second in range(2)
+    ]
+    path.write_bytes(b"\n".join(orjson.dumps(one) for one in copies))
+    words = (str(path), "--policy", "preset:default", "--policy", "preset:observe")
+    healing, observing = _json(capsys, *words)["policies"]
+    assert (healing["by_action"]["heal"], healing["heal_flows"]) == (1, 0)
+    assert (healing["rules_exact"], observing["rules_exact"]) == (False, True)
+    assert main(["whatif", *words]) == 0
+    assert "when recorded: in force" not in capsys.readouterr().out
 
 
 def test_many_flows_in_text(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
