@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
-from typing import Final, Generic, TypeVar, final
+from typing import Final, Generic, TypeAlias, TypeVar, final
 
 from nfq_guard.flow import FlowKey
 from nfq_guard.resets import RESET_WITHIN_S
@@ -34,6 +34,7 @@ MOST_PACKETS: Final = 1_024
 MOST_WAITING: Final = 262_144
 
 T = TypeVar("T")
+Span: TypeAlias = tuple[float, float]
 
 
 class Fate(StrEnum):
@@ -87,7 +88,7 @@ class _Flow(Generic[T]):
     """One flow whose packets have open fates."""
 
     def __init__(self) -> None:
-        self.waiting: list[tuple[Seen, int, T]] = []
+        self.waiting: list[tuple[Seen, Span, int, T]] = []
         # Times of RSTs with their numbers, in order, and those of which there are several.
         self._resets: list[tuple[float, int]] = []
         self._series: list[Seen] = []
@@ -95,6 +96,9 @@ class _Flow(Generic[T]):
         # Of the other packets, the last one and the last one with another number.
         self._last: Seen | None = None
         self._other: Seen | None = None
+        # Packets of the event whose fates are being settled, by fate, less those settled.
+        self._owed_number = -1
+        self._owed = dict.fromkeys(Fate, 0.0)
 
     @property
     def is_full(self) -> bool:
@@ -122,30 +126,42 @@ class _Flow(Generic[T]):
             if other is None or (seen.last_s, seen.number) > (other.last_s, other.number):
                 self._other = seen
 
-    def settled(self, seen: Seen, count: int, packet: T) -> Iterator[Settled[T]]:
-        """The fates of `count` packets."""
-        fates = self._fates(seen)
-        kinds = {fate for fate, _ in fates}
+    def settled(self, seen: Seen, span: Span, count: int, packet: T) -> Iterator[Settled[T]]:
+        """The fates of `count` packets of `seen`, those in its part `span`."""
+        fates = self._fates(seen, span)
+        kinds = {fate for fate, _ in self._fates(seen, (seen.first_s, seen.last_s))}
         resets_exact = kinds == {Fate.RESET} or (Fate.RESET not in kinds and self._is_certain(seen))
         exact = resets_exact and len(kinds) == 1
-        done = 0
-        share = 0.0
-        for place, (fate, part) in enumerate(fates, 1):
-            share += part
-            upto = count if place == len(fates) else min(count, round(count * share))
-            if upto > done:
-                yield Settled(
-                    packet=packet,
-                    fate=fate,
-                    count=upto - done,
-                    exact=exact,
-                    resets_exact=resets_exact,
-                )
-                done = upto
+        for fate, packets in self._shared_out(seen.number, fates, count):
+            yield Settled(
+                packet=packet,
+                fate=fate,
+                count=packets,
+                exact=exact,
+                resets_exact=resets_exact,
+            )
 
-    def _fates(self, seen: Seen) -> list[tuple[Fate, float]]:
+    def _shared_out(
+        self, number: int, fates: list[tuple[Fate, float]], count: int
+    ) -> Iterator[tuple[Fate, int]]:
+        """Whole packets for each fate; what is rounded off goes to the next ones of the event."""
+        if number != self._owed_number:
+            self._owed_number = number
+            self._owed = dict.fromkeys(Fate, 0.0)
+        owed = self._owed
+        for fate, part in fates:
+            owed[fate] += count * part
+        left = count
+        while left:
+            fate = max({fate for fate, _ in fates}, key=lambda each: (owed[each], each))
+            packets = min(left, max(1, int(owed[fate])))
+            owed[fate] -= packets
+            left -= packets
+            yield fate, packets
+
+    def _fates(self, seen: Seen, span: Span) -> list[tuple[Fate, float]]:
         """The fates of packets that are spread evenly, with the share of each; all sum up to 1."""
-        first, last = seen.first_s, seen.last_s
+        first, last = span
         if first == last:
             return [(self._fate_at(first, seen.number), 1.0)]
         edges = {first, last}
@@ -209,8 +225,17 @@ class Conversations(Generic[T]):
         if flow.is_full:
             yield from self._settle(self._flows.pop(key))
 
-    def awaits(self, key: FlowKey, seen: Seen, count: int, packet: T) -> Iterator[Settled[T]]:
+    def awaits(
+        self, key: FlowKey, seen: Seen, count: int, packet: T, span: Span | None = None
+    ) -> Iterator[Settled[T]]:
         """Account for `count` packets, whose fate is asked for.
+
+        Args:
+            key: Their flow.
+            seen: Their event.
+            count: Their number.
+            packet: What the result has for them.
+            span: The part of its time over which they are spread; None for all of it.
 
         Returns:
             The packets evicted for it, with their fate as known so far.
@@ -221,7 +246,7 @@ class Conversations(Generic[T]):
             if len(flows) >= self._most_flows:
                 yield from self._settle(flows.popitem(last=False)[1])
             flow = flows[key] = _Flow()
-        flow.waiting.append((seen, count, packet))
+        flow.waiting.append((seen, span or (seen.first_s, seen.last_s), count, packet))
         self._waiting += 1
         yield from self.saw(key, seen)
         if len(flow.waiting) > MOST_PACKETS:

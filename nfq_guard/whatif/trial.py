@@ -9,7 +9,7 @@ from nfq_guard.flow import IPS_DST_NAT
 from nfq_guard.policy.decision import Decision
 from nfq_guard.policy.matcher import CompiledPolicy
 from nfq_guard.raw_rules import unless_spared
-from nfq_guard.whatif.conversations import Conversations, Fate, Seen, Settled
+from nfq_guard.whatif.conversations import Conversations, Fate, Seen, Settled, Span
 from nfq_guard.whatif.recorded import Judged, Recorded
 from nfq_guard.whatif.tally import Tally
 from nfq_guard.wire.packet import flow_key
@@ -80,13 +80,13 @@ class Trial:
             return
         self.invalid += recorded.count
         self._bound(recorded, judged)
-        for now, count in self._moments(recorded.count, first, last):
+        for now, span, count in self._moments(recorded.count, first, last):
             for decisions, packets in self._decide(recorded, judged, now, count):
                 decided = Decided(
                     recorded=recorded, judged=judged, decisions=decisions, count=packets
                 )
                 self._count(decided)
-                for settled in self._conversations.awaits(key, seen, packets, decided):
+                for settled in self._conversations.awaits(key, seen, packets, decided, span):
                     self._settle(settled)
 
     def end(self) -> None:
@@ -94,12 +94,16 @@ class Trial:
         for settled in self._conversations.end():
             self._settle(settled)
 
-    def _moments(self, count: int, first: float, last: float) -> Iterator[tuple[float, int]]:
-        """The moments of decisions, each with a number of packets."""
+    def _moments(self, count: int, first: float, last: float) -> Iterator[tuple[float, Span, int]]:
+        """The moments of decisions, each with a number of packets and the time that they share."""
         moments = min(count, _MOMENTS) if self._has_rates else 1
         for moment in range(moments):
             share = count * (moment + 1) // moments - count * moment // moments
-            yield first + (last - first) * moment / max(moments - 1, 1), share
+            lasts = last - first
+            # The last span ends with the event, whatever the rounding.
+            end = last if moment + 1 == moments else first + lasts * (moment + 1) / moments
+            span = (first + lasts * moment / moments, end)
+            yield first + lasts * moment / max(moments - 1, 1), span, share
 
     def _decide(
         self, recorded: Recorded, judged: Judged, now: float, count: int

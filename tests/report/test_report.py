@@ -439,7 +439,7 @@ def test_the_page_says_what_is_an_estimate_and_what_a_heal_changes(tmp_path: Pat
     assert main(["report", str(log), "-o", str(out), *words]) == 0
     html = well_formed(out.read_text(encoding="utf-8"))
     assert re.findall(r'"drops followed by an RST"[^>]*>([^<]*)<', html)[-2:] == [
-        "about 0",
+        "about 2",
         "about 0",
     ]
     assert "<code>preset:heal</code> would heal 1 flow: in force, it drops fewer of" in html

@@ -444,3 +444,25 @@ def test_a_packet_whose_other_half_is_hidden_is_dropped_by_no_policy(
     text = capsys.readouterr().out
     assert "would drop 1, accept 4\n  4 of these accepts by the built-in rule hidden-half: " in text
     assert text.count("hidden-half") == 1
+
+
+@pytest.mark.parametrize("distances", [None, [[distance, 1] for distance in range(1, 21)]])
+@pytest.mark.parametrize("policies", [["strict"], ["strict", "default"]])
+def test_the_fates_within_an_event_are_shared_out_as_one(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    distances: list[list[int]] | None,
+    policies: list[str],
+) -> None:
+    """In whatever parts it is decided: by distance, or at moments for a rate beside it."""
+    several = TRANSLATED | {"first": "2026-01-02T03:04:00.000000Z", "count": 20}
+    if distances is not None:
+        several |= {"distances": distances}
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b"\n".join([_event(20, **several), _event(15, **RST_BACK)]))
+    words = [word for name in policies for word in ("--policy", f"preset:{name}")]
+    strict = _json(capsys, str(path), *words)["policies"][0]
+    # The RST comes after three quarters, and counts for the packets of 5 s before it.
+    assert (strict["followed_by_rst"], strict["unknown"]) == (5, 15)
+    assert strict["false_positives"]["packets"] == 1
+    assert not strict["fates_exact"]
