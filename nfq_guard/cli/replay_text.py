@@ -10,6 +10,8 @@ from nfq_guard.cli.terminal import folded, styled
 from nfq_guard.conntrack.table import CTSTATES
 from nfq_guard.glossary import finding_sentence
 from nfq_guard.names import counted, packet_ends
+from nfq_guard.policy.captured import not_captured_text
+from nfq_guard.policy.matcher import CompiledPolicy
 from nfq_guard.replay.outcome import Outcome
 from nfq_guard.replay.outside import outside
 from nfq_guard.replay.replayer import Replayer
@@ -241,6 +243,14 @@ def _resets(replayer: Replayer) -> dict[str, int]:
     return {f"{reason}: {first[reason]}": count for reason, count in counts.most_common()}
 
 
+def _policy_notes(replayer: Replayer) -> Iterator[str]:
+    """Which rules may match otherwise than live."""
+    policy = replayer.policy
+    note = not_captured_text(policy.model) if isinstance(policy, CompiledPolicy) else ""
+    if note:
+        yield note
+
+
 def _tunnel_notes(replayer: Replayer) -> Iterator[str]:
     """Which packets carry others, and whether those inside are judged."""
     reader = replayer.reader
@@ -302,6 +312,7 @@ def capture_notes(summary: Summary, replayer: Replayer) -> Iterator[str]:
         yield f"{counted(count, 'INVALID packet')} not counted above: {DOUBTS[kind]}"
     if replayer.drops:
         yield f"the capture reports {counted(replayer.drops, 'dropped frame')}"
+    yield from _policy_notes(replayer)
     yield from _time_notes(replayer)
     yield from _flow_notes(replayer)
     if replayer.cut_options:

@@ -15,6 +15,7 @@ from nfq_guard.cli.terminal import paint, printable, write_json, write_line
 from nfq_guard.errors import EXIT_OK, UsageError
 from nfq_guard.flow import Hook
 from nfq_guard.names import counted
+from nfq_guard.policy.captured import not_captured_text
 from nfq_guard.policy.decision import Action
 from nfq_guard.policy.matcher import compile_policy
 from nfq_guard.policy.model import RULE_HIDDEN_HALF
@@ -206,6 +207,9 @@ def _lines(trial: Trial, recording: str, kind: str, unrecorded: Unrecorded | Non
         title = f"policy {letter}: {policy.model.source}"
         yield paint(title, Style.BOLD)
         yield f"  would drop {_drops(tally)}, accept {tally.passes}"
+        note = not_captured_text(policy.model) if kind == "capture" else ""
+        if note:
+            yield paint(f"  {note}", Style.YELLOW)
         spared = tally.by_rule.get(RULE_HIDDEN_HALF, 0)
         if spared:
             yield (

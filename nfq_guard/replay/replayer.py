@@ -114,6 +114,7 @@ class Replayer:
     """One replay.
 
     Attributes:
+        policy: The policy; None for a replay without one.
         table: The flows.
         reader: Extracts the packet of each frame.
         by_ctstate: Number of packets that conntrack saw, by `conntrack.table` code.
@@ -132,7 +133,7 @@ class Replayer:
     def __init__(self, settings: ReplaySettings, policy: Policy | None = None) -> None:
         """Begin with an empty table; without a policy every packet is allowed."""
         self._settings = settings
-        self._policy = policy
+        self.policy = policy
         self.copies = Copies()
         self.reader = PacketReader(settings.checksums, self.copies)
         self.streams = Streams(settings.capacity, settings.assumed_wscale)
@@ -521,13 +522,13 @@ class Replayer:
             reader.now,
             snapshot=snapshot,
             finding=judgment.finding,
-            decision=None if self._policy is None else judgment.decision,
+            decision=None if self.policy is None else judgment.decision,
             state=0 if snapshot is None else snapshot.state,
             direction=0 if snapshot is None else snapshot.direction,
         )
         if isinstance(packet, Packet) and isinstance(packet.l4, Segment):
             outcome.place = place_of(self.streams, packet.l4, reader.now)
-            rule = "" if self._policy is None else judgment.decision.rule
+            rule = "" if self.policy is None else judgment.decision.rule
             passed = Passed(reader.now, judgment.finding.reason, rule, frame.number)
             self._resets.add(packet, packet.l4, passed)
         elif isinstance(packet, Packet) and isinstance(packet.l4, SctpPacket):

@@ -6,6 +6,8 @@ from typing import Final, TypedDict, cast
 
 import msgspec
 
+from nfq_guard.policy.captured import not_captured
+from nfq_guard.policy.model import PolicyModel
 from nfq_guard.telemetry.reader import Unrecorded
 from nfq_guard.whatif.conversations import Fate
 from nfq_guard.whatif.tally import Example, Tally, counted_apart
@@ -93,6 +95,8 @@ class PolicyRecord(DropsRecord):
         passes: INVALID packets that would be accepted.
         translated_passes: Packets of these in translated flows, which leave untranslated.
         false_negatives: Packets that would be accepted, were accepted, and were followed by an RST.
+        not_captured: For a capture, the rules that may match otherwise than live, each with its
+            fields that a capture does not show.
         if_translated: Packets like these that would be dropped if their flow is translated, which a
             capture of one side does not show; not in `false_negatives`.
     """
@@ -106,6 +110,7 @@ class PolicyRecord(DropsRecord):
     translated_passes: int
     false_negatives: HitRecord
     if_translated: int
+    not_captured: dict[str, list[str]]
 
 
 class PolicyDifferenceRecord(TypedDict):
@@ -217,7 +222,8 @@ def result(
         "packets": trial.packets,
         "invalid": trial.invalid,
         "policies": [
-            _policy(name, tally) for name, tally in zip(named, trial.tallies, strict=True)
+            _policy(name, tally, _not_captured(policy.model) if kind == "capture" else {})
+            for name, policy, tally in zip(named, trial.policies, trial.tallies, strict=True)
         ],
         "difference": difference,
         "unrecorded": None
@@ -229,7 +235,11 @@ def result(
     }
 
 
-def _policy(name: str, tally: Tally) -> PolicyRecord:
+def _not_captured(model: PolicyModel) -> dict[str, list[str]]:
+    return {name: list(fields) for name, fields in not_captured(model).items()}
+
+
+def _policy(name: str, tally: Tally, unseen: dict[str, list[str]]) -> PolicyRecord:
     return {
         "policy": name,
         "by_action": {str(action): count for action, count in tally.by_action.items()},
@@ -241,6 +251,7 @@ def _policy(name: str, tally: Tally) -> PolicyRecord:
         **_drops(tally),
         "false_negatives": {"packets": tally.missed, "flows": top(tally.false_negatives)},
         "if_translated": tally.if_translated,
+        "not_captured": unseen,
     }
 
 

@@ -297,6 +297,54 @@ def test_capture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert kube_proxy["unknown"] == 1
 
 
+def test_rules_about_what_a_capture_does_not_show(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """They may match live, and in the events of a daemon."""
+    path = _capture(tmp_path / "half.pcap")
+    policy = tmp_path / "policy.toml"
+    rules = {
+        "wan": 'in = "eth0"',
+        "other": 'not.out = "eth1"',
+        "marked": 'packet_mark = "0x1/0x1"\nct_mark = "0x0"',
+        "window": 'evidence = "bpf"',
+        "any-window": 'evidence = ["bpf", "replay"]',
+        "without": 'evidence = ["ctnetlink", "kernel-log"]',
+    }
+    policy.write_text(
+        '[policy]\ndefault = "allow"\n'
+        + "".join(
+            f'[[policy.rule]]\nname = "{name}"\n{lines}\naction = "log"\n'
+            for name, lines in rules.items()
+        )
+    )
+    words = (str(path), "--policy", str(policy), "--policy", "preset:default")
+    ours, default = _json(capsys, *words)["policies"]
+    assert ours["not_captured"] == {
+        "wan": ["in"],
+        "other": ["out"],
+        "marked": ["packet_mark", "ct_mark"],
+        "window": ["evidence"],
+    }
+    assert default["not_captured"] == {}
+    note = (
+        "a capture does not show what these rules of the policy ask: wan (in), other (out), "
+        "marked (packet_mark, ct_mark), window (evidence)\n"
+    )
+    for command in (["whatif", *words], ["replay", str(path), "--policy", str(policy)]):
+        assert main(command) == 0
+        assert capsys.readouterr().out.count(note) == 1
+    events = tmp_path / "events.jsonl"
+    events.write_bytes(_event(1, **ASYMMETRIC))
+    (ours,) = _json(capsys, str(events), "--policy", str(policy))["policies"]
+    assert ours["not_captured"] == {}
+    policy.write_text(
+        '[policy]\ndefault = "allow"\n' + '[[policy.rule]]\nin = "eth0"\naction = "log"\n' * 7
+    )
+    assert main(["whatif", str(path), "--policy", str(policy)]) == 0
+    assert "rule[4] (in) and 2 more\n" in capsys.readouterr().out
+
+
 def test_assumed_translation(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = _capture(tmp_path / "half.pcap")
     words = (str(path), "--policy", "preset:default", "--assume-nat", "dnat")
