@@ -124,7 +124,8 @@ def _of_recording(args: argparse.Namespace, address: str, port: int | None) -> l
                 key = flow_key(next(recorded(read)).packet)
                 history.add(key, event, read.when.timestamp())
     if not found and reader.lines:
-        raise UsageError(f"{args.events}: expected packet_judged events, found none")
+        why = "".join(f"; {text}" for text in reader.unrecorded.texts())
+        raise UsageError(f"{args.events}: expected packet_judged events, found none{why}")
     for gap in (reader.skipped_text(), *reader.unrecorded.texts()):
         if gap:
             sys.stderr.write(f"nfq-guard: {printable(args.events)}: {gap}\n")

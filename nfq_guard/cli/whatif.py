@@ -131,7 +131,7 @@ def _run_events(recording: str, stream: BinaryIO, trial: Trial, reader: EventRea
             f"nfq-guard: {printable(recording)}: {reader.skipped_text()}, "
             f"the first in line {reader.first_skipped}\n"
         )
-    if not trial.invalid and reader.lines:
+    if not trial.invalid and reader.lines and not reader.unrecorded.texts():
         raise UsageError(f"{recording}: expected packet_judged events, found none")
 
 
@@ -222,23 +222,25 @@ def _lines(trial: Trial, recording: str, kind: str, unrecorded: Unrecorded | Non
             yield f"  {about}{heals} of these drops by rules that heal"
         flows = tally.heals_by_flow
         if flows:
-            verb = "was" if len(flows) == 1 else "were"
             yield (
-                f"  {_number(flows)} of the flows {verb} not healed when recorded: in force, the "
-                "policy heals a flow, and drops fewer of its packets from then on"
+                f"  {_number(flows)} of the flows {_were(len(flows))} not healed when recorded: in "
+                "force, the policy heals a flow, and drops fewer of its packets from then on"
             )
         yield from _drop_lines(tally, kind)
         yield from _estimate_lines(tally)
         if tally.missed:
             yield paint(
-                f"  would accept {tally.missed} that were followed by an RST (false negatives):",
+                f"  would accept {tally.missed} that {_were(tally.missed)} followed by an RST "
+                "(false negatives):",
                 Style.RED,
             )
             yield from _ranked(tally.false_negatives)
         if tally.if_translated:
+            count = tally.if_translated
+            them, their = ("it", "its") if count == 1 else ("them", "their")
             yield (
-                f"  would accept {tally.if_translated} that were followed by an RST, and drop them "
-                "if their flow is translated, which the capture does not show"
+                f"  would accept {count} that {_were(count)} followed by an RST, and drop {them} "
+                f"if {their} flow is translated, which the capture does not show"
             )
     if len(letters) == 2:
         yield ""
@@ -285,6 +287,10 @@ def _drop_lines(tally: Tally, kind: str) -> Iterator[str]:
     for words, count in rest.items():
         if count:
             yield f"  {counted(count, 'drop')} {words}"
+
+
+def _were(count: int) -> str:
+    return "was" if count == 1 else "were"
 
 
 def _drops(tally: Tally) -> str:

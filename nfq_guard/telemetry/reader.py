@@ -85,6 +85,13 @@ _TEXTS: Final = {
     "unserved_s": "s without a daemon, which was killed: the packets of that time are unknown",
 }
 
+# The same of one packet or line.
+_OF_ONE: Final = {
+    "packets have": "packet has",
+    "packets were": "packet was",
+    "packets passed": "packet passed",
+    "lines are lost: their": "line is lost: its",
+}
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=1 << 53)]
@@ -160,7 +167,9 @@ class Unrecorded(msgspec.Struct, kw_only=True):
     def texts(self) -> list[str]:
         """One line for each kind of gap."""
         counts = ((getattr(self, name), text) for name, text in _TEXTS.items())
-        return [f"{count:,} {text}" for count, text in counts if count]
+        return [
+            f"{count:,} {_of_one(text) if count == 1 else text}" for count, text in counts if count
+        ]
 
 
 class _Gap(msgspec.Struct):
@@ -265,6 +274,13 @@ class EventReader:
     def _skip(self) -> None:
         self.skipped += 1
         self.first_skipped = self.first_skipped or self.lines
+
+
+def _of_one(text: str) -> str:
+    for several, one in _OF_ONE.items():
+        if text.startswith(several):
+            return one + text.removeprefix(several)
+    return text
 
 
 def event_of(fields: Mapping[str, Any]) -> ReadEvent | None:

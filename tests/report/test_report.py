@@ -476,7 +476,7 @@ def test_the_findings_of_the_host(tmp_path: Path) -> None:
     assert main(["report", str(log), "-o", str(out), "--doctor", str(found)]) == 0
     html = well_formed(out.read_text(encoding="utf-8"))
     assert "To do: raise it" in html
-    assert "<summary>1 checks are fine</summary>" in html
+    assert "<summary>1 check is fine</summary>" in html
 
 
 def test_a_device_is_not_replaced(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 
 import io
 import json
+import re
 import tracemalloc
 from typing import Any
 
@@ -21,7 +22,7 @@ from nfq_guard.telemetry.eve import eve_octets
 from nfq_guard.telemetry.events import AllowedUnrecorded, PacketJudged, all_fields
 from nfq_guard.telemetry.journal import JournalRenderer
 from nfq_guard.telemetry.packet_event import packet_judged
-from nfq_guard.telemetry.reader import LINE_MAX_BYTES, EventReader
+from nfq_guard.telemetry.reader import LINE_MAX_BYTES, EventReader, Unrecorded
 from nfq_guard.whatif.events import recorded
 from nfq_guard.whatif.result import result
 from nfq_guard.whatif.trial import Trial
@@ -298,3 +299,16 @@ def test_what_a_recording_says_is_missing() -> None:
     assert missing.texts()[-1].startswith("1.3 s without a daemon")
     assert len(missing.texts()) == 8
     assert reader.skipped == 2
+
+
+def test_gaps_of_one_packet() -> None:
+    """In the words of one packet, line or second, and of several."""
+    names = Unrecorded.__struct_fields__
+    one = Unrecorded(**dict.fromkeys(names, 1)).texts()
+    assert len(one) == len(names)
+    assert not any(re.match(r"1 (packets|lines)|1 packet (have|were)", text) for text in one)
+    assert "1 packet has no event: allowed without log_allowed" in one
+    assert "1 packet passed unjudged: the queue was full, or its worker replaced" in one
+    assert "1 line is lost: its packets are unknown" in one
+    several = Unrecorded(**dict.fromkeys(names, 2)).texts()
+    assert sum(re.match(r"2 (packets|lines) ", text) is not None for text in several) == 9

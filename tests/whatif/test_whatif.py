@@ -158,7 +158,7 @@ def test_text(capsys: pytest.CaptureFixture[str], events: Path) -> None:
     assert "  3 drops in flows that continued (false positives):" in lines
     assert "          3  10.1.0.2:48526 > 10.2.0.2:80" in lines
     assert "  1 drop of packets that were followed by an RST" in lines
-    assert "  would accept 1 that were followed by an RST (false negatives):" in lines
+    assert "  would accept 1 that was followed by an RST (false negatives):" in lines
     assert "  only A would drop 6" in lines
     assert "  only B would drop 0" in lines
 
@@ -256,6 +256,24 @@ def test_no_events(capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str
     err = capsys.readouterr().err
     assert "expected packet_judged events, found none" in err
     assert ("skipped 2 lines that are not events, the first in line 1" in err) is ("{r" in text)
+
+
+def test_only_packets_without_an_event(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A policy that allowed every packet, without log_allowed, leaves a file of such events."""
+    path = tmp_path / "events.jsonl"
+    when = "2026-12-01T04:14:13.246536Z"
+    path.write_text(f'{{"event":"allowed_unrecorded","timestamp":"{when}","packets":17}}\n')
+    said = "17 packets have no event: allowed without log_allowed"
+    report = _json(capsys, str(path), "--policy", "preset:strict")
+    assert (report["invalid"], report["unrecorded"]["allowed"]) == (0, 17)
+    assert main(["whatif", str(path), "--policy", "preset:strict"]) == 0
+    assert f"0 INVALID packets\nnot in these counts: {said}\n" in capsys.readouterr().out
+    page = tmp_path / "page.html"
+    assert main(["report", str(path), "-o", str(page), "--policy", "preset:strict"]) == 0
+    assert said in page.read_text()
+    capsys.readouterr()
+    assert main(["dump", "--events", str(path)]) == 2
+    assert f"found none; {said}\n" in capsys.readouterr().err
 
 
 def test_missing_recording(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
