@@ -3,6 +3,7 @@
 
 import fcntl
 import os
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,10 +66,42 @@ def test_events_beyond_a_page_are_not_kept() -> None:
 
 
 @pytest.mark.parametrize("octets", [b"", bytes(PAGE_BYTES - 1), b"\xff" * PAGE_BYTES])
-def test_a_damaged_page_has_no_events(octets: bytes) -> None:
-    left = left_in(octets)
-    assert left.held == []
-    assert left.unrecorded <= 1 << 53
+def test_a_damaged_page_has_nothing(octets: bytes) -> None:
+    assert left_in(octets) == Left(None, 0, 0, 0, 0, 0, [])
+
+
+@pytest.mark.parametrize(
+    ("word", "number"),
+    [(0, 65537), (1, (1 << 40) + 1), (2, 1025), (3, 1 << 32), (4, (1 << 33) + 1)],
+)
+def test_a_page_with_an_absurd_number_has_nothing(word: int, number: int) -> None:
+    octets = bytearray(PAGE_BYTES)
+    Page(octets, QUEUE).judged(3)
+    struct.pack_into("=Q", octets, 8 * word, number)
+    assert left_in(bytes(octets)) == Left(None, 0, 0, 0, 0, 0, [])
+    struct.pack_into("=Q", octets, 8 * word, number - 1)
+    assert left_in(bytes(octets)) != Left(None, 0, 0, 0, 0, 0, [])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'[{"event":"packets_shed\xff","packets":1}]',
+        b'[{"event":"packets_shed","packets":1,"more":' + b"[" * 3000,
+        b'[{"event":"packets_shed","packets":-1}]',
+        b'[{"event":"packets_shed","packets":' + b"9" * 30 + b"}]",
+    ],
+    ids=["not UTF-8", "nested", "negative", "absurd"],
+)
+def test_damaged_events_are_none(text: bytes) -> None:
+    """The other numbers of the page stay."""
+    octets = bytearray(PAGE_BYTES)
+    page = Page(octets, QUEUE)
+    page.judged(3)
+    assert page.hold([SHED] * 90)
+    start = bytes(octets).index(b"[")
+    octets[start : start + len(text)] = text
+    assert left_in(bytes(octets)) == Left(QUEUE, 3, 0, 0, 0, 0, [])
 
 
 def test_the_next_daemon_reads_all_pages(tmp_path: Path) -> None:
