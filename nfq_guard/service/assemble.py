@@ -38,7 +38,7 @@ from nfq_guard.service.control.server import ControlServer
 from nfq_guard.service.control.socket_path import listen
 from nfq_guard.service.daemon import Daemon, Parts
 from nfq_guard.service.firewall_spec import firewall_of, unjudged_mark
-from nfq_guard.service.ledger import Ledger, Page, state_left
+from nfq_guard.service.ledger import Ledger, Page, hold_left, state_left
 from nfq_guard.service.limited_event import log_failed_housekeeping
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
@@ -155,10 +155,14 @@ def run(
         notes += give_up(settings, {path or DEFAULT_PATH, *map(Path, config.files)})
         events = open_log(settings)
         stack.callback(lambda: events.close(time.monotonic()))
+        ledger.begin()
         events.keep = ledger.page_of_daemon.hold
         left = None if keeper.kept is None or len(numbers) > 1 else ledger.left_by(numbers[0])
         for each in ledger.left:
-            if each is not left:  # the worker states that
+            if each is left:  # the worker states its packets
+                ledger.page(each.queue).resume(each)
+                hold_left(each, events)
+            else:
                 state_left(each, events)
         recording = events.recording
         loop = stack.enter_context(Loop(log_failed_housekeeping(events)))

@@ -98,6 +98,12 @@ class Page:
         self._words[_PORT] = port_id
         self._words[_DROPS] = drops
 
+    def resume(self, left: Left) -> None:
+        """Say what an earlier process of this queue left, until this one has stated it."""
+        self._words[_UNRECORDED] = left.unrecorded
+        self._words[_JUDGING] = left.judging
+        self.dropped(left.port_id, left.drops)
+
     def serving(self, now: float) -> None:
         """Say that the daemon serves at `now`, monotonic seconds."""
         self._words[_SEEN] = int(now * 1000)
@@ -131,7 +137,7 @@ class Ledger:
     """
 
     def __init__(self, queues: Sequence[int | None], beside: Path | None, notes: list[str]) -> None:
-        """Begin empty pages.
+        """Read what an earlier daemon left. It stays in the file until `begin`.
 
         Args:
             queues: The queue of each page; None for that of a daemon that leaves them to workers.
@@ -139,28 +145,38 @@ class Ledger:
             notes: Takes a line if the pages do not outlive the daemon although they should.
         """
         self.left: list[Left] = []
+        self._queues = queues
+        self._notes = notes
         self._path: Path | None = None
         self._fd = -1
-        size = (1 + len(queues)) * PAGE_BYTES
-        memory = mmap.mmap(-1, size)
+        self._pages: dict[int | None, Page] = {}
         if beside is not None and beside.parent.is_dir():
             path = beside.with_name(f"{beside.name}.ledger")
             try:
-                memory = self._mapped(path, size)
+                self._read(path)
             except BlockingIOError:
                 pass  # that of another daemon, which has the control socket as well
             except OSError as error:
-                notes.append(
-                    f"{path} cannot be used, {error.strerror}: what this daemon has not recorded "
-                    "is unknown if it is killed"
-                )
-        octets = memoryview(memory)
-        self._pages: dict[int | None, Page] = {
-            queue: Page(octets[at : at + PAGE_BYTES], queue)
-            for at, queue in zip(range(PAGE_BYTES, size, PAGE_BYTES), queues, strict=True)
-        }
+                self._complain(path, error)
         self._seen_s = max((left.seen_ms for left in self.left), default=0) / 1000
-        self.page_of_daemon.serving(self._seen_s)  # should this one be killed before it serves
+
+    def begin(self) -> None:
+        """Begin empty pages; what an earlier daemon left is to be stated now."""
+        size = (1 + len(self._queues)) * PAGE_BYTES
+        memory = mmap.mmap(-1, size)
+        if self._path is not None:
+            try:
+                memory = self._mapped(size)
+            except OSError as error:
+                self._complain(self._path, error)
+                os.close(self._fd)
+                self._path = None
+        octets = memoryview(memory)
+        self._pages = {
+            queue: Page(octets[at : at + PAGE_BYTES], queue)
+            for at, queue in zip(range(PAGE_BYTES, size, PAGE_BYTES), self._queues, strict=True)
+        }
+        self.page_of_daemon.serving(self._seen_s)  # should this one end before it serves
 
     def __enter__(self) -> Self:
         return self
@@ -189,17 +205,31 @@ class Ledger:
         return round(now - self._seen_s, 3) if 0 < self._seen_s <= now else None
 
     def close(self) -> None:
-        """Remove the file, unless a page has packets."""
+        """Remove the file, unless it has something for the next daemon."""
         if self._path is not None:
-            if not any(page.left().counts for page in self._pages.values()):
+            if not self._counts():
                 with suppress(OSError):
                     self._path.unlink()
             fcntl.flock(self._fd, fcntl.LOCK_UN)  # the mapping has a copy of the descriptor
             os.close(self._fd)
             self._path = None
 
-    def _mapped(self, path: Path, size: int) -> mmap.mmap:
-        """Map the file, with what it has in `left`.
+    def _counts(self) -> bool:
+        """Whether packets are missing, or this daemon ends without having served after a kill."""
+        if not self._pages:
+            return bool(self.left)
+        seen_ms = self.page_of_daemon.left().seen_ms
+        unserved = 0 < seen_ms == int(self._seen_s * 1000)
+        return unserved or any(page.left().counts for page in self._pages.values())
+
+    def _complain(self, path: Path, error: OSError) -> None:
+        self._notes.append(
+            f"{path} cannot be used, {error.strerror}: what this daemon has not recorded "
+            "is unknown if it is killed"
+        )
+
+    def _read(self, path: Path) -> None:
+        """Take the file, with what it has in `left`.
 
         Raises:
             BlockingIOError: Another daemon has it.
@@ -211,27 +241,37 @@ class Ledger:
             octets = os.pread(self._fd, os.fstat(self._fd).st_size, 0)
             if octets and not octets.startswith(_MAGIC):
                 raise FileExistsError(errno.EEXIST, "it is no ledger")
-            if not octets.startswith(_MAGIC + _FORMAT):
-                octets = b""
-            for at in range(PAGE_BYTES, len(octets), PAGE_BYTES):
-                left = left_in(octets[at : at + PAGE_BYTES])
-                self.left.append(left)
-            os.ftruncate(self._fd, 0)
-            # Written to a page without memory behind it, a process would be killed.
-            os.posix_fallocate(self._fd, 0, size)
-            memory = mmap.mmap(self._fd, size)
         except OSError:
             os.close(self._fd)
             raise
-        memory[: len(_MAGIC + _FORMAT)] = _MAGIC + _FORMAT
+        if octets.startswith(_MAGIC + _FORMAT):
+            for at in range(PAGE_BYTES, len(octets), PAGE_BYTES):
+                self.left.append(left_in(octets[at : at + PAGE_BYTES]))
         self._path = path
+
+    def _mapped(self, size: int) -> mmap.mmap:
+        """Empty the file, and map it.
+
+        Raises:
+            OSError: There is no room for it.
+        """
+        os.ftruncate(self._fd, 0)
+        # Written to a page without memory behind it, a process would be killed.
+        os.posix_fallocate(self._fd, 0, size)
+        memory = mmap.mmap(self._fd, size)
+        memory[: len(_MAGIC + _FORMAT)] = _MAGIC + _FORMAT
         return memory
+
+
+def hold_left(left: Left, events: EventLog) -> None:
+    """Hold the events that a killed process held."""
+    for gap in left.held:
+        events.hold(gap)
 
 
 def state_left(left: Left, events: EventLog) -> None:
     """Log what a process did not record before it was killed."""
-    for gap in left.held:
-        events.hold(gap)
+    hold_left(left, events)
     packets = left.unrecorded + left.judging
     if packets and left.queue is not None:
         events.emit(PacketsUnrecorded(queue=left.queue, packets=packets))

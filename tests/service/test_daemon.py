@@ -191,6 +191,8 @@ class Story:
         )
         loaded = replace(load_policy_for(Settings(), None), files=files or {})
         sink = LineSink(self._log)
+        ledger = Ledger([None], None, [])
+        ledger.begin()
 
         def open_more(daemon: Daemon) -> Callable[[], None]:
             self.daemon = daemon
@@ -215,7 +217,7 @@ class Story:
                         rules=self.rules,
                         loaded=loaded,
                         read=self.read,
-                        ledger=Ledger([None], None, []),
+                        ledger=ledger,
                         notifier=self._notifier,
                         open_more=open_more,
                         jumps=lambda: self.happened("jumps read"),

@@ -26,6 +26,7 @@ def ledger(
     """A ledger beside a control socket in `directory`, which must complain so."""
     notes: list[str] = []
     one = Ledger(queues, directory / "s", notes)
+    one.begin()
     assert len(notes) == len(complaints)
     assert all(word in note for word, note in zip(complaints, notes, strict=True)), notes
     return one
@@ -147,6 +148,26 @@ def test_for_how_long_no_daemon_served(tmp_path: Path) -> None:
         assert fourth.unserved_s(104) is None
 
 
+def test_a_start_that_fails_leaves_all_to_the_next(tmp_path: Path) -> None:
+    """Before the log is open it has stated nothing; behind that it has not served."""
+    first = ledger(tmp_path)
+    first.page_of_daemon.serving(100)
+    first.page(QUEUE).judged(2)
+    killed(first)
+    with Ledger([QUEUE], tmp_path / "s", []) as second:
+        assert [each.unrecorded for each in second.left] == [2]
+    with ledger(tmp_path) as third:
+        assert [each.unrecorded for each in third.left] == [2]
+    with ledger(tmp_path) as fourth:
+        assert [each.unrecorded for each in fourth.left] == [0]
+        assert fourth.unserved_s(103) == 3
+        fourth.page_of_daemon.serving(103)
+    assert list(tmp_path.iterdir()) == []
+    with Ledger([QUEUE], tmp_path / "s", []):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_orderly_end_leaves_no_file(tmp_path: Path) -> None:
     with ledger(tmp_path) as one:
         one.page(QUEUE).judged(2)
@@ -208,6 +229,7 @@ def test_without_a_control_socket_the_pages_are_in_memory(tmp_path: Path) -> Non
     notes: list[str] = []
     for beside in (None, tmp_path / "missing" / "s"):
         with Ledger([QUEUE], beside, notes) as one:
+            one.begin()
             one.page(QUEUE).judged(1)
             assert one.page(QUEUE).left().unrecorded == 1
     assert not notes

@@ -70,6 +70,33 @@ def test_a_killed_daemon(namespace: Make, tmp_path: Path) -> None:
         assert len(guard.events("packets_unrecorded")) == 1
 
 
+def test_a_start_that_fails_after_a_kill(namespace: Make, tmp_path: Path) -> None:
+    """It leaves what it could not state to the one after it, with the time without a daemon."""
+    inside = namespace("fails")
+    queue_udp(inside)
+    file = tmp_path / "mounted" / "events.jsonl"
+    file.parent.mkdir()
+    lines = (f'events_file = "{file}"', 'mode = "dry-run"', "log_interval_s = 100")
+    words = ("--config", configured(tmp_path / "c.toml", *lines))
+    with Datagrams(inside) as udp:
+        with GuardProcess(inside, tmp_path / "log", *words).ready() as guard:
+            udp.send(100)
+            wait_for(lambda: len(udp.received()) > 0 and kernel_line(inside).waiting == 0)
+            wait_for(lambda: file.exists() and bool(file.read_bytes()))
+            kill(guard)
+        file.parent.rename(tmp_path / "unmounted")
+        with GuardProcess(inside, tmp_path / "other", *words) as guard:
+            assert "cannot be opened" in guard.stderr()
+        (tmp_path / "unmounted").rename(file.parent)
+        with GuardProcess(inside, tmp_path / "log", *words).ready() as guard:
+            assert guard.stop() == 0
+    recorded, _, lost = read(file)
+    assert recorded + lost == 100
+    assert lost > 0
+    assert len(guard.events("unserved_time")) == 1
+    assert not (tmp_path / "c.toml.sock.ledger").exists()
+
+
 def test_a_daemon_that_is_killed_in_a_flood(namespace: Make, tmp_path: Path) -> None:
     """What arrived has an event or is stated, but for the batch that was being judged."""
     inside = namespace("flood")

@@ -254,9 +254,9 @@ def test_what_a_killed_daemon_had_not_recorded(
         FakeEngine(),
         counter_file=file,
         page=page,
-        left=Left(7, 10, 5, 0, 0, 0, []),
+        left=Left(7, 10, 5, 77, 6, 0, []),
     )
-    assert page.left().unrecorded == 15  # should this one be killed too
+    assert page.left() == Left(None, 10, 5, 77, 6, 0, [])  # should this one be killed too
     one.process_batch()
     assert page.left().unrecorded == 15 + 3
     one.tick(0)

@@ -153,7 +153,7 @@ class Worker:
                 network namespace.
             page: Has the number of packets without a record in case this process is killed; None
                 for nowhere.
-            left: What an earlier process of this queue left there.
+            left: What an earlier process of this queue left there; its events are held already.
         """
         self.stats = stats
         self.unheard = False
@@ -197,7 +197,10 @@ class Worker:
         # Packets that neither have an event nor are counted by one so far.
         self._unstated = 0 if left is None else left.unrecorded + left.judging
         self._page = Page(bytearray(PAGE_BYTES)) if page is None else page
-        self._page.judged(self._unstated)
+        if left is None:
+            self._page.judged(0)
+        else:
+            self._page.resume(left)  # should this one be killed too
 
     @property
     def mode(self) -> Mode:
@@ -551,8 +554,6 @@ class Worker:
         if left is None:
             return
         self._left = None
-        for gap in left.held:
-            self._events.hold(gap)
         # Of the packets that it was judging, those without a verdict have got one from this daemon.
         unread = min(left.judging, self.stats.counters["unread_packets"])
         packets = left.unrecorded + left.judging - unread
