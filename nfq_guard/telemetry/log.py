@@ -178,6 +178,8 @@ class EventLog:
                 return
             if isinstance(event, _RARE):
                 self.recording.write_gap(self._recorded(event))
+                # At once: nothing else has the number any more, should a kill follow.
+                self.recording.push(time.monotonic())
             elif isinstance(event, Gap):
                 self.hold(event)
         for logger in self._loggers:

@@ -257,6 +257,8 @@ def test_what_was_left_is_logged_once(tmp_path: Path) -> None:
     events = EventLog(sink, recording)
     state_left(Left(None, 0, 0, 0, 0, 0, [SHED]), events)
     state_left(Left(4, 2, 3, 0, 0, 0, [GAP]), events)
+    # Nothing else has the number, should this process be killed now.
+    assert "packets_unrecorded" in (tmp_path / "events").read_text()
     events.close(0)
     log = (tmp_path / "log").read_text()
     assert log.count("packets_unrecorded") == 1

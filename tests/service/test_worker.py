@@ -395,6 +395,43 @@ def test_packets_are_judged_between_many_events(tmp_path: Path, change: str) -> 
     assert sum(event.get("count", 1) for event in told) == 409
 
 
+@pytest.mark.parametrize("change", ["policy", "time", "evidence"])
+def test_whenever_a_kill_comes_events_and_page_have_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """What the page no longer has is written: not only in memory that would be lost."""
+    strays = [
+        queued(bytes(IP(src="10.0.0.1", dst="10.0.0.2") / TCP(sport=port, flags="SF")))
+        for port in range(1, 201)
+    ]
+    queue = FakeQueue(*strays, *strays)
+    engine = Engine(policy=default_policy(), flows=NoFlows(), mode=Mode.ENFORCE)
+    page = Page(bytearray(PAGE_BYTES))
+    log = tmp_path / "log"
+    one = worker(queue, log, engine, interval_s=60, events_per_s=10_000, page=page)
+    while one.process_batch():
+        pass
+    judged = page.judged
+
+    def look(unrecorded: int) -> None:
+        judged(unrecorded)
+        told = [event for event in events(log) if event["event"] == "packet_judged"]
+        written = sum(event.get("count", 1) for event in told)
+        assert written + unrecorded == one.stats.counters["packets"]
+
+    monkeypatch.setattr(page, "judged", look)
+    queue.waiting = list(enumerate(strays[:9], 401))
+    if change == "policy":
+        one.adopt(default_policy())
+    elif change == "time":
+        one.tick(time.monotonic() + 60)
+    else:
+        one.stats.evidence = Evidence.CTNETLINK
+        one.process_batch()
+    one.close(0)
+    assert page.left().unrecorded == 0
+
+
 def test_events_of_packets_go_into_the_file_of_events(tmp_path: Path) -> None:
     queue = FakeQueue(*(queued(b"D") for _ in range(1100)))
     log, file = tmp_path / "log", tmp_path / "events.jsonl"

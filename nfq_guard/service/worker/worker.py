@@ -268,11 +268,11 @@ class Worker:
         self.stats.counters["packets"] += len(ids)
         self.stats.count(judgments)
         self._log_judgments(judgments, now)
+        self._page.judged(self.unrecorded())  # right behind the write of its events
         if self._ring is not None:
             self._ring.add(judgments, now)
         if self._offloader is not None:
             self._offloader.process_batch(judgments, now)
-        self._page.judged(self.unrecorded())
         return len(ids)
 
     def tick(self, now: float) -> None:
@@ -428,6 +428,7 @@ class Worker:
     def _log_judgments(self, judgments: list[Judgment], now: float) -> None:
         if self.stats.evidence is not self._evidence:
             self._emit(self._limiter.rest(now), self._evidence)
+            self._events.push(now)
             self._evidence = self.stats.evidence
         due: list[Fold] = []
         for judgment in judgments:
@@ -469,15 +470,23 @@ class Worker:
         self._emit_between(self._limiter.rest(time.monotonic()))
         # And what was judged between the slices.
         self._emit(self._limiter.rest(time.monotonic()), self._evidence)
-        self._page.judged(self.unrecorded())
+        self._push_stated()
 
     def _emit_between(self, due: list[Fold]) -> None:
         """Emit in slices, with packets in between: a thousand events take tens of milliseconds."""
         evidence = self._evidence
         for begin in range(0, len(due), _SLICE):
             if begin:
+                self._push_stated()
                 self.process_batch()
             self._emit(due[begin : begin + _SLICE], evidence)
+        if due:
+            self._push_stated()
+
+    def _push_stated(self) -> None:
+        """Write events, and say that their packets have one: together, should a kill follow."""
+        self._events.push(time.monotonic())
+        self._page.judged(self.unrecorded())
 
     def _emit(self, due: list[Fold], evidence: Evidence) -> None:
         """Emit events; `evidence` is where the flows of their packets were looked up."""
