@@ -23,11 +23,11 @@ from nfq_guard.telemetry.palette import Style
 _LABEL_WIDTH: Final = 12
 # Texts of heals by their counter; shown unless 0.
 _HEALS: Final = {
-    "heals": "heals made",
+    "heals": "heal{s} made",
     "would_heal": "would be made in enforce",
     "heals_undone": "undone",
     "heals_refused": "refused for the flow or the packet",
-    "heals_over_limit": "packets over a limit on heals",
+    "heals_over_limit": "packet{s} over a limit on heals",
     "heal_errors": "refused by the kernel",
 }
 # Texts of losses by their counter; shown unless 0.
@@ -36,14 +36,14 @@ _LOSSES: Final = {
     "buffer_full_drops": "dropped because the socket buffer was full",
     "buffer_full_passes": "passed unjudged because the socket buffer was full",
     "unread_packets": "read by a daemon that was killed: by the fail mode",
-    "buffer_overruns": "overruns of the socket buffer",
-    "verdict_errors": "verdicts for packets that no longer existed",
-    "judging_failures": "packets that could not be judged",
-    "lookup_errors": "flow lookups that failed",
-    "event_failures": "events that could not be written",
-    "events_suppressed": "packets without an event because of a limit",
-    "log_lines_dropped": "log lines dropped",
-    "log_errors": "failed writes to the log",
+    "buffer_overruns": "overrun{s} of the socket buffer",
+    "verdict_errors": "verdict{s} for packets that no longer existed",
+    "judging_failures": "packet{s} that could not be judged",
+    "lookup_errors": "flow lookup{s} that failed",
+    "event_failures": "event{s} that could not be written",
+    "events_suppressed": "packet{s} without an event because of a limit",
+    "log_lines_dropped": "log line{s} dropped",
+    "log_errors": "failed write{s} to the log",
 }
 
 # Those that a daemon with several queues counts for itself too.
@@ -51,10 +51,12 @@ _OF_THE_LOG: Final = ("log_lines_dropped", "log_errors")
 
 # Texts of the daemon's counters of its rules; shown unless 0.
 _RULE_COUNTS: Final = {
-    "shed_packets": "packets above the rate left to the fail mode",
-    "queue_full_passes": "packets passed unjudged because a queue was full or its worker replaced",
-    "unserved_drops": "packets dropped by the fail mode, because their worker was replaced",
-    "unjudged_drops": "packets dropped by the fail mode, because they were not judged",
+    "shed_packets": "packet{s} above the rate left to the fail mode",
+    "queue_full_passes": (
+        "packet{s} passed unjudged because a queue was full or its worker replaced"
+    ),
+    "unserved_drops": "packet{s} dropped by the fail mode, because a worker was replaced",
+    "unjudged_drops": "packet{s} dropped by the fail mode without being judged",
 }
 
 
@@ -107,7 +109,7 @@ def lines(status: Status) -> list[str]:
         _line("rules", _rules(status.rules)),
     ]
     shown += [
-        _line("", paint(f"{status.count(name)} {text}", Style.YELLOW))
+        _line("", paint(_told(status.count(name), text), Style.YELLOW))
         for name, text in _RULE_COUNTS.items()
         if status.count(name)
     ]
@@ -122,10 +124,15 @@ def lines(status: Status) -> list[str]:
         shown += _queue(queue)
     lost = [name for name in _OF_THE_LOG if status.count(name)]
     if lost:
-        told = ", ".join(f"{status.count(name)} {_LOSSES[name]}" for name in lost)
+        told = ", ".join(_told(status.count(name), _LOSSES[name]) for name in lost)
         shown.append(_line("log", paint(told, Style.YELLOW)))
     shown += _counted(status)
     return shown
+
+
+def _told(count: int, text: str) -> str:
+    """A number, and a text of the tables above for one or for others."""
+    return f"{count} {text.format(s='' if count == 1 else 's')}"
 
 
 def _line(label: str, text: str) -> str:
@@ -238,7 +245,7 @@ def _queue(queue: QueueStatus) -> list[str]:
     ]
     told += _heals(queue)
     told += [
-        _line("", paint(f"{queue.count(name)} {text}", Style.YELLOW))
+        _line("", paint(_told(queue.count(name), text), Style.YELLOW))
         for name, text in _LOSSES.items()
         if queue.count(name)
     ]
@@ -247,7 +254,7 @@ def _queue(queue: QueueStatus) -> list[str]:
 
 def _heals(queue: QueueStatus) -> list[str]:
     """The heals, and those that enforce would make; no line without any."""
-    counts = [f"{queue.count(name)} {text}" for name, text in _HEALS.items() if queue.count(name)]
+    counts = [_told(queue.count(name), text) for name, text in _HEALS.items() if queue.count(name)]
     if not counts:
         return []
     return [

@@ -57,6 +57,12 @@ def test_losses_are_shown_where_there_are_any() -> None:
     assert "9 packets dropped by the fail mode" in shown
     assert "socket buffer" not in shown
     assert "above the rate" not in shown
+    queues = (queue_status(judging_failures=1, verdict_errors=2),)
+    shown = text(queues=queues, counters={"unserved_drops": 1, "log_lines_dropped": 1})
+    assert "1 packet that could not be judged" in shown
+    assert "2 verdicts for packets" in shown
+    assert "1 packet dropped by the fail mode, because a worker was replaced" in shown
+    assert "1 log line dropped" in shown
 
 
 def test_heals_are_shown_where_there_are_any() -> None:
