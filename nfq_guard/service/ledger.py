@@ -4,6 +4,8 @@
 Each process that writes events has a page of shared memory: the daemon reads that of a worker that
 was killed, and the next daemon those of a daemon that was killed. An orderly end leaves nothing.
 
+The page of a worker also has what it judged since its last report, for the counts of the daemon.
+
 The pages of a daemon are in a file beside its control socket. Where it cannot have one, they are in
 memory and serve for its workers alone.
 """
@@ -21,14 +23,17 @@ from typing import Final, NamedTuple, Self, final
 import msgspec
 
 from nfq_guard import outfile
+from nfq_guard.finding import Reason
+from nfq_guard.policy.decision import Decision
 from nfq_guard.telemetry.events import Gap, PacketsUnrecorded
 from nfq_guard.telemetry.log import EventLog
 
-PAGE_BYTES: Final = 4096
+PAGE_BYTES: Final = 8192
 # How the first page begins, and how it goes on in this format.
 _MAGIC: Final = b"nfq_guard ledger "
-_FORMAT: Final = b"1\n"
-# Words of a page, 8 bytes each; the text of the held gaps follows.
+_FORMAT: Final = b"2\n"
+# Words of a page, 8 bytes each. Then come the counts of the kinds of packets that the worker has
+# not reported, one word each, the names of these kinds, and in the second half the held gaps.
 _QUEUE: Final = 0
 _UNRECORDED: Final = 1
 _JUDGING: Final = 2
@@ -36,8 +41,15 @@ _PORT: Final = 3
 _DROPS: Final = 4
 _SEEN: Final = 5
 _LENGTH: Final = 6
-_WORDS: Final = struct.Struct("=7Q")
-_TEXT_MAX: Final = PAGE_BYTES - _WORDS.size
+_REPORTED: Final = 7
+_NAMES_LENGTH: Final = 8
+_WORDS: Final = struct.Struct("=9Q")
+_COUNTS: Final = 9
+_KINDS_MAX: Final = 64
+_NAMES_AT: Final = 8 * (_COUNTS + _KINDS_MAX)
+_TEXT_AT: Final = PAGE_BYTES // 2
+_NAMES_MAX: Final = _TEXT_AT - _NAMES_AT
+_TEXT_MAX: Final = PAGE_BYTES - _TEXT_AT
 # No process leaves more: of packets without an event, ten million a second for a day; of packets
 # that it is judging, a batch; of queues, those that there are; of port ids, 32 bits; of drops, two
 # counters of 32 bits.
@@ -72,6 +84,19 @@ class Left(NamedTuple):
         return bool(self.unrecorded or self.judging or self.held)
 
 
+class Unreported(NamedTuple):
+    """What a worker had judged since its last report.
+
+    Attributes:
+        reported: Packets that it had reported then, since it began.
+        packets: Packets since, by reason, action and rule; those of more kinds than a page has room
+            for are missing.
+    """
+
+    reported: int
+    packets: dict[tuple[str, str, str], int]
+
+
 @final
 class Page:
     """The page of one process, which alone writes it."""
@@ -79,8 +104,13 @@ class Page:
     def __init__(self, memory: memoryview | bytearray, queue: int | None = None) -> None:
         """Begin an empty page of `PAGE_BYTES` in `memory`."""
         self._memory = memoryview(memory)
-        self._words = self._memory[: _WORDS.size].cast("Q")
-        self._text = self._memory[_WORDS.size :]
+        self._words = self._memory[:_NAMES_AT].cast("Q")
+        self._names = self._memory[_NAMES_AT:_TEXT_AT]
+        self._text = self._memory[_TEXT_AT:]
+        # The kinds of packets that the page has, by identity: hashing an enum costs more.
+        self._places: dict[tuple[int, int], int] = {}
+        # A decision must live as long as its identity is used.
+        self._decisions: list[Decision] = []
         self._words[_QUEUE] = 0 if queue is None else queue + 1
         self.clear()
 
@@ -92,6 +122,31 @@ class Page:
         """Say how many packets neither have an event nor are counted by one, and none is judged."""
         self._words[_UNRECORDED] = unrecorded
         self._words[_JUDGING] = 0
+
+    def add(self, reason: Reason, decision: Decision, packets: int) -> None:
+        """Count packets that the worker has judged and not reported."""
+        place = self._places.get((id(reason), id(decision)), -1)
+        if place < 0:
+            place = self._place(reason, decision)
+        if place >= 0:
+            self._words[_COUNTS + place] += packets
+
+    def reported(self, packets: int) -> None:
+        """Say that the worker has reported all that it judged, this number of packets."""
+        if self._places:
+            self._words[_NAMES_LENGTH] = 0
+            self._places.clear()
+            self._decisions.clear()
+        self._words[_REPORTED] = packets
+
+    def unreported(self) -> Unreported:
+        """What the worker has judged since its last report."""
+        names = bytes(self._names[: self._words[_NAMES_LENGTH]]).splitlines()
+        found: dict[tuple[str, str, str], int] = {}
+        for place, line in enumerate(names):
+            kind = msgspec.json.decode(line, type=tuple[str, str, str])
+            found[kind] = found.get(kind, 0) + self._words[_COUNTS + place]
+        return Unreported(self._words[_REPORTED], found)
 
     def dropped(self, port_id: int, drops: int) -> None:
         """Say how many packets the kernel dropped through this socket, as events count them."""
@@ -124,8 +179,23 @@ class Page:
 
     def clear(self) -> None:
         """Forget all but the queue."""
-        for word in range(_QUEUE + 1, _LENGTH + 1):
+        for word in range(_QUEUE + 1, _COUNTS):
             self._words[word] = 0
+
+    def _place(self, reason: Reason, decision: Decision) -> int:
+        """A place for the count of a kind of packets; negative if there is no room."""
+        place = len(self._places)
+        kind = (reason.value, decision.action.value, decision.rule)
+        line = msgspec.json.encode(kind) + b"\n"
+        begin = self._words[_NAMES_LENGTH]
+        if place == _KINDS_MAX or begin + len(line) > _NAMES_MAX:
+            return -1
+        self._names[begin : begin + len(line)] = line
+        self._words[_COUNTS + place] = 0
+        self._words[_NAMES_LENGTH] = begin + len(line)
+        self._places[id(reason), id(decision)] = place
+        self._decisions.append(decision)
+        return place
 
 
 @final
@@ -281,7 +351,7 @@ def left_in(octets: bytes) -> Left:
     """What a page has; nothing if it is damaged."""
     if len(octets) != PAGE_BYTES:
         return Left(None, 0, 0, 0, 0, 0, [])
-    queue, unrecorded, judging, port_id, drops, seen_ms, length = _WORDS.unpack_from(octets)
+    queue, unrecorded, judging, port_id, drops, seen_ms, length, *_ = _WORDS.unpack_from(octets)
     found = queue, unrecorded, judging, port_id, drops
     if any(number > most for number, most in zip(found, _MOST, strict=True)):
         return Left(None, 0, 0, 0, 0, 0, [])
@@ -289,7 +359,7 @@ def left_in(octets: bytes) -> Left:
     # Octets that are not UTF-8 are a ValueError.
     with suppress(msgspec.DecodeError, ValueError, RecursionError):
         if length:
-            held = msgspec.json.decode(octets[_WORDS.size :][:length], type=list[Gap])
+            held = msgspec.json.decode(octets[_TEXT_AT:][:length], type=list[Gap])
     queue_num = None if queue == 0 else queue - 1
     return Left(queue_num, unrecorded, judging, port_id, drops, seen_ms, held)
 

@@ -6,12 +6,12 @@ add a series.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, final
+from typing import Any, Final, Protocol, final
 
 from nfq_guard.engine import Judgment
 from nfq_guard.finding import BOUNDS, Reason
 from nfq_guard.flow import IPS_DST_NAT, IPS_SRC_NAT, Evidence
-from nfq_guard.policy.decision import Action
+from nfq_guard.policy.decision import Action, Decision
 from nfq_guard.telemetry.metric_table import GAUGES, QUEUE_COUNTERS
 
 _TRANSLATED: Final = IPS_SRC_NAT | IPS_DST_NAT
@@ -69,6 +69,13 @@ class Growth:
         return {name: number - taken[name] for name, number in self._taken.items()}
 
 
+class Tally(Protocol):
+    """Counts packets (`service.ledger.Page`)."""
+
+    def add(self, reason: Reason, decision: Decision, packets: int) -> None:
+        """Count packets that were judged alike."""
+
+
 @final
 class Stats:
     """The numbers of one queue's worker, for `status` and metrics.
@@ -83,9 +90,11 @@ class Stats:
         judge_us: Microseconds from reading a packet to its verdict.
         queue_us: Microseconds that the first packet of a batch waited, if known.
         distances: Bytes beyond each bound.
+        also: Counts the judged packets as well; None for nothing.
     """
 
     def __init__(self) -> None:
+        self.also: Tally | None = None
         self.evidence = Evidence.NONE
         self.evidence_reason: str | None = None
         self.judged: dict[Reason, dict[Action, int]] = {
@@ -179,3 +188,5 @@ class Stats:
         decision = judgment.decision
         self.judged[judgment.finding.reason][decision.action] += packets
         self.rules[decision.rule] = self.rules.get(decision.rule, 0) + packets
+        if self.also is not None:
+            self.also.add(judgment.finding.reason, decision, packets)

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from nfq_guard.service.ledger import PAGE_BYTES, Ledger, Left, Page, left_in, state_left
+from nfq_guard.finding import Reason
+from nfq_guard.policy.decision import Action, Decision
+from nfq_guard.service.ledger import PAGE_BYTES, Ledger, Left, Page, Unreported, left_in, state_left
 from nfq_guard.telemetry.events import KernelDroppedPackets, PacketsShed
 from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.recording import Recording
@@ -56,6 +58,40 @@ def test_a_page_has_what_was_said() -> None:
     page.clear()
     assert page.left() == Left(QUEUE, 0, 0, 0, 0, 0, [])
     assert Page(bytearray(PAGE_BYTES)).left().queue is None
+
+
+def test_what_was_not_reported() -> None:
+    """By reason and rule; from each report on anew."""
+    page = Page(bytearray(PAGE_BYTES), QUEUE)
+    assert page.unreported() == Unreported(0, {})
+    drop, log = Decision(Action.DROP, "one"), Decision(Action.LOG, "the \u20ac\n rule")
+    page.add(Reason.NO_ENTRY, drop, 2)
+    page.add(Reason.NO_ENTRY, log, 3)
+    page.add(Reason.NO_ENTRY, drop, 4)
+    packets = {("no-entry", "drop", "one"): 6, ("no-entry", "log", "the \u20ac\n rule"): 3}
+    assert page.unreported() == Unreported(0, packets)
+    page.reported(9)
+    assert page.unreported() == Unreported(9, {})
+    page.add(Reason.NO_ENTRY, log, 5)
+    page.add(Reason.NO_ENTRY, Decision(Action.LOG, "the \u20ac\n rule"), 1)  # after a reload
+    assert page.unreported() == Unreported(9, {("no-entry", "log", "the \u20ac\n rule"): 6})
+    page.judged(1)
+    page.clear()
+    assert page.unreported() == Unreported(0, {})
+
+
+@pytest.mark.parametrize(("name", "most"), [("r", 64), ("a" * 200, 15)])
+def test_kinds_beyond_a_page_are_not_counted(name: str, most: int) -> None:
+    page = Page(bytearray(PAGE_BYTES), QUEUE)
+    page.hold([SHED])
+    for number in range(100):
+        decision = Decision(Action.DROP, f"{name}{number}")
+        for _ in range(2):
+            page.add(Reason.NO_ENTRY, decision, 1)
+    found = page.unreported().packets
+    assert len(found) == most
+    assert set(found.values()) == {2}
+    assert page.left().held == [SHED]
 
 
 def test_events_beyond_a_page_are_not_kept() -> None:
@@ -193,10 +229,10 @@ def test_two_daemons_have_each_their_own(tmp_path: Path) -> None:
 
 def test_a_file_of_an_older_or_damaged_format(tmp_path: Path) -> None:
     path = tmp_path / "s.ledger"
-    path.write_bytes(b"nfq_guard ledger 0\n" + bytes(3 * PAGE_BYTES))
+    path.write_bytes(b"nfq_guard ledger 1\n" + bytes(3 * PAGE_BYTES))
     with ledger(tmp_path) as one:
         assert one.left == []
-    path.write_bytes(b"nfq_guard ledger 1\n" + b"\xff" * (2 * PAGE_BYTES - 30))
+    path.write_bytes(b"nfq_guard ledger 2\n" + b"\xff" * (2 * PAGE_BYTES - 30))
     with ledger(tmp_path) as one:
         assert [each.counts for each in one.left] == [False]
 

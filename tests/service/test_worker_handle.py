@@ -11,7 +11,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from nfq_guard.finding import Reason
 from nfq_guard.flow import Evidence
+from nfq_guard.policy.decision import Action
+from nfq_guard.service.ledger import Unreported
 from nfq_guard.service.supervisor.messages import Ready, RecordSocket, Stop, daemon_channel, pair
 from nfq_guard.service.supervisor.worker_handle import WorkerHandle, ending
 from nfq_guard.service.supervisor.workers import WorkerState
@@ -123,3 +126,19 @@ def test_killing_one_that_ended_already(clock: Clock, child: subprocess.Popen[by
 )
 def test_how_a_process_ended(status: int, expected: str) -> None:
     assert ending(status) == expected
+
+
+def test_what_an_ended_process_had_not_reported_is_added_once(clock: Clock) -> None:
+    """Not if it ended between a report and the note of it."""
+    one = WorkerHandle(3)
+    one.stats.counters["packets"] = 5
+    packets = {("no-entry", "drop", "r"): 4}
+    one.add_unreported(Unreported(2, packets))
+    assert one.stats.counters["packets"] == 5
+    one.add_unreported(Unreported(5, packets))
+    assert one.stats.counters["packets"] == 9
+    assert one.stats.judged[Reason.NO_ENTRY][Action.DROP] == 4
+    assert one.stats.rules == {"r": 4}
+    one.down(clock.now)
+    one.add_unreported(Unreported(0, packets))
+    assert one.stats.counters["packets"] == 13

@@ -36,7 +36,9 @@ def test_it_serves_despite_failed_housekeeping(tmp_path: Path) -> None:
         loop.every(0.001, fail)
         server = SimpleNamespace(
             queue=SimpleNamespace(socket_buffer_bytes=1, refused=[]),
-            worker=SimpleNamespace(stats=Stats(), unrecorded=lambda: 0),
+            worker=SimpleNamespace(
+                stats=Stats(), keep_unreported=lambda: None, reported=lambda: None
+            ),
             begin=lambda: None,
             finish=lambda _hurried: None,
         )

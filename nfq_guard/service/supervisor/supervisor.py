@@ -468,6 +468,7 @@ class Supervisor:
     def _state_gaps(self, handle: WorkerHandle) -> None:
         """State the packets that an exited process did not record; at an orderly end, none."""
         page = self._ledger.page(handle.queue_num)
+        handle.add_unreported(page.unreported())
         state_left(page.left(), self._events)
         page.clear()
 

@@ -9,7 +9,10 @@ from typing import Final, final
 
 import msgspec
 
+from nfq_guard.finding import Reason
 from nfq_guard.nfqueue.counters import QueueCounters
+from nfq_guard.policy.decision import Action
+from nfq_guard.service.ledger import Unreported
 from nfq_guard.service.supervisor.messages import (
     DaemonChannel,
     Failed,
@@ -108,6 +111,16 @@ class WorkerHandle:
         self.stats.sum_of(self._stats_before, msgspec.structs.asdict(numbers))
         self.messages_refused = self._refused_before + numbers.messages_refused
         self.last_error = numbers.last_error or self.last_error
+
+    def add_unreported(self, unreported: Unreported) -> None:
+        """Add what the process that ended had judged since the last report that arrived."""
+        counters = self.stats.counters
+        if counters["packets"] - self._stats_before.counters["packets"] != unreported.reported:
+            return  # it ended right behind a report, which has these
+        for (reason, action, rule), packets in unreported.packets.items():
+            self.stats.judged[Reason(reason)][Action(action)] += packets
+            self.stats.rules[rule] = self.stats.rules.get(rule, 0) + packets
+            counters["packets"] += packets
 
     def dropped(self, kernel: QueueCounters) -> int:
         """Take over the kernel's counts of drops, which vanish with a process that is to be killed.

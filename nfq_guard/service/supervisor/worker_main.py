@@ -115,6 +115,7 @@ class WorkerProcess:
             return
         self._loop.watch(self._channel.fileno(), lambda: self._receive(serving))
         self._loop.every(REPORT_S, lambda _now: self._report(serving))
+        serving.worker.keep_unreported()
         serving.begin()
         self._channel.send(
             Ready(
@@ -136,7 +137,8 @@ class WorkerProcess:
             "messages_refused": self._refused.count,
             "last_error": self._events.last_error,
         }
-        self._channel.send(msgspec.convert(numbers, Numbers))
+        if self._channel.send(msgspec.convert(numbers, Numbers)):
+            serving.worker.reported()
 
     def _receive(self, serving: QueueServer) -> None:
         orders = self._channel.receive()

@@ -202,6 +202,14 @@ class Worker:
         else:
             self._page.resume(left)  # should this one be killed too
 
+    def keep_unreported(self) -> None:
+        """Keep in the page what is judged between two calls of `reported`."""
+        self.stats.also = self._page
+
+    def reported(self) -> None:
+        """Note that the numbers in `stats` were reported."""
+        self._page.reported(self.stats.counters["packets"])
+
     @property
     def mode(self) -> Mode:
         """The mode in which the next packet is judged."""
