@@ -32,6 +32,8 @@ PAGE_BYTES: Final = 8192
 # How the first page begins, and how it goes on in this format.
 _MAGIC: Final = b"nfq_guard ledger "
 _FORMAT: Final = b"2\n"
+# Behind that, in which boot: the clock of another one began anew.
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 # Words of a page, 8 bytes each. Then come the counts of the kinds of packets that the worker has
 # not reported, one word each, the names of these kinds, and in the second half the held gaps.
 _QUEUE: Final = 0
@@ -217,6 +219,7 @@ class Ledger:
         self.left: list[Left] = []
         self._queues = queues
         self._notes = notes
+        self._header = _header()
         self._path: Path | None = None
         self._fd = -1
         self._pages: dict[int | None, Page] = {}
@@ -315,8 +318,10 @@ class Ledger:
             os.close(self._fd)
             raise
         if octets.startswith(_MAGIC + _FORMAT):
+            same_boot = octets.startswith(self._header)
             for at in range(PAGE_BYTES, len(octets), PAGE_BYTES):
-                self.left.append(left_in(octets[at : at + PAGE_BYTES]))
+                left = left_in(octets[at : at + PAGE_BYTES])
+                self.left.append(left if same_boot else left._replace(port_id=0, seen_ms=0))
         self._path = path
 
     def _mapped(self, size: int) -> mmap.mmap:
@@ -329,8 +334,17 @@ class Ledger:
         # Written to a page without memory behind it, a process would be killed.
         os.posix_fallocate(self._fd, 0, size)
         memory = mmap.mmap(self._fd, size)
-        memory[: len(_MAGIC + _FORMAT)] = _MAGIC + _FORMAT
+        memory[: len(self._header)] = self._header
         return memory
+
+
+def _header() -> bytes:
+    """How the file of a daemon of this boot begins."""
+    try:
+        boot = _BOOT_ID.read_bytes()
+    except OSError:
+        boot = b""
+    return _MAGIC + _FORMAT + boot
 
 
 def hold_left(left: Left, events: EventLog) -> None:

@@ -20,6 +20,7 @@ from tests.support.queue import QUEUE
 
 GAP = KernelDroppedPackets(queue=QUEUE, queue_full=3, buffer_full=0, since_last=3, waiting=1)
 SHED = PacketsShed(packets=5)
+_OTHER_DIGITS = bytes.maketrans(b"0123456789", b"1234567890")
 
 
 def ledger(
@@ -175,13 +176,28 @@ def test_for_how_long_no_daemon_served(tmp_path: Path) -> None:
     killed(first)
     second = ledger(tmp_path)
     assert second.unserved_s(101.75) == 0.25
-    assert second.unserved_s(101) is None  # that of an earlier boot
+    assert second.unserved_s(101) is None
     killed(second)
     with ledger(tmp_path) as third:
         assert third.unserved_s(103) == 1.5
         third.page_of_daemon.serving(103)
     with ledger(tmp_path) as fourth:
         assert fourth.unserved_s(104) is None
+
+
+def test_a_file_of_another_boot(tmp_path: Path) -> None:
+    """It has packets, but times of a clock that began anew; where /run is no tmpfs of its own."""
+    first = ledger(tmp_path)
+    first.page_of_daemon.serving(100)
+    first.page(QUEUE).judged(2)
+    first.page(QUEUE).dropped(77, 3)
+    killed(first)
+    path = tmp_path / "s.ledger"
+    boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+    path.write_bytes(path.read_bytes().replace(boot, boot.translate(_OTHER_DIGITS)))
+    second = ledger(tmp_path)
+    assert second.left == [Left(QUEUE, 2, 0, 0, 3, 0, [])]
+    assert second.unserved_s(200) is None
 
 
 def test_a_start_that_fails_leaves_all_to_the_next(tmp_path: Path) -> None:
