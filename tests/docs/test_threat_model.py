@@ -40,11 +40,14 @@ def settings_of(unit: str) -> dict[str, str]:
 
 
 def test_the_directories_of_the_service_are_closed_to_others() -> None:
+    modes = {"RuntimeDirectory": "0750", "StateDirectory": "0750", "LogsDirectory": "0750"}
     settings = settings_of("nfq-guard.service")
-    for kind in ("RuntimeDirectory", "StateDirectory", "LogsDirectory"):
-        assert settings[kind] == "nfq-guard"
-        assert settings[f"{kind}Mode"] == "0750"
     assert settings["UMask"] == "0027"
+    instance = settings_of("nfq-guard@.service.d/namespace.conf")
+    for kind, mode in modes.items():
+        assert settings[kind] == "nfq-guard"
+        assert instance[kind] == "nfq-guard/%i"
+        assert settings[f"{kind}Mode"] == instance[f"{kind}Mode"] == mode
 
 
 def test_the_metrics_are_on_loopback_alone() -> None:

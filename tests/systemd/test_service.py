@@ -32,6 +32,8 @@ EVIDENCE: Final = (
 )
 
 
+# Of the directories in /run, /var/lib and /var/log.
+MODES: Final = ("drwxr-x---", "drwxr-x---", "drwxr-x---")
 # Rules of iptables-nft that queue packets: for both hooks and both families.
 RULES: Final = 4
 MAIN: Final = "$(systemctl show --value -p MainPID nfq-guard)"
@@ -993,6 +995,8 @@ def test_an_instance_serves_a_namespace(guest: Guest) -> None:
         assert queues.split()[0] == "0"
         assert "NFQUEUE" in guest.sh("ip netns exec blue iptables-save -t mangle")
         assert evidence(guest, "/run/nfq-guard/blue/control.sock") == EVIDENCE
+        directories = guest.sh("stat -c '%A %U %G' /{run,var/lib,var/log}/nfq-guard/blue")
+        assert directories.splitlines() == [f"{mode} nfq-guard nfq-guard" for mode in MODES]
         pinned = pins(guest)
         assert pins(guest, "blue") == pinned
         assert bool(pinned) == (EVIDENCE == "bpf")
