@@ -40,7 +40,7 @@ def settings_of(unit: str) -> dict[str, str]:
 
 
 def test_the_directories_of_the_service_are_closed_to_others() -> None:
-    modes = {"RuntimeDirectory": "0750", "StateDirectory": "0750", "LogsDirectory": "0750"}
+    modes = {"RuntimeDirectory": "0710", "StateDirectory": "0750", "LogsDirectory": "0750"}
     settings = settings_of("nfq-guard.service")
     assert settings["UMask"] == "0027"
     instance = settings_of("nfq-guard@.service.d/namespace.conf")

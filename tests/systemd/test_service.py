@@ -33,7 +33,7 @@ EVIDENCE: Final = (
 
 
 # Of the directories in /run, /var/lib and /var/log.
-MODES: Final = ("drwxr-x---", "drwxr-x---", "drwxr-x---")
+MODES: Final = ("drwx--x---", "drwxr-x---", "drwxr-x---")
 # Rules of iptables-nft that queue packets: for both hooks and both families.
 RULES: Final = 4
 MAIN: Final = "$(systemctl show --value -p MainPID nfq-guard)"
@@ -981,6 +981,15 @@ def test_rules_that_are_impossible_here_are_not_tried_again(guest: Guest) -> Non
         guest.sh(
             f"rm {drop_in}/test.conf; systemctl daemon-reload; systemctl reset-failed nfq-guard"
         )
+
+
+def test_the_group_cannot_delay_a_start(guest: Guest) -> None:
+    """Whoever can open the directory of the control socket could hold its lock."""
+    directories = guest.sh("stat -c '%A %U %G' /{run,var/lib,var/log}/nfq-guard")
+    assert directories.splitlines() == [f"{mode} nfq-guard nfq-guard" for mode in MODES]
+    member = "setpriv --reuid nobody --regid nfq-guard --clear-groups"
+    guest.sh(f"{member} nfq-guard status")
+    assert "Permission denied" in guest.sh(f"{member} flock -n /run/nfq-guard true", check=False)
 
 
 def test_an_instance_serves_a_namespace(guest: Guest) -> None:
