@@ -16,6 +16,7 @@ from nfq_guard.capture.anonymise import Anonymiser
 from nfq_guard.capture.frame import Frame
 from nfq_guard.capture.links import RAW
 from nfq_guard.capture.writer import PcapngWriter
+from nfq_guard.cli.answers import FLOWS, PACKETS, checked
 from nfq_guard.cli.daemon import add_socket, connected
 from nfq_guard.cli.options import add_format, output_file, whole_number
 from nfq_guard.cli.recording import is_capture, opened
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         if args.flows is not None and port is None:
             asked["flows"] = args.flows
         with connected(args) as client:
-            flows = client.request("dump", **asked)
+            flows = checked(client.request("dump", **asked), FLOWS)
     if port is not None:
         flows = [found for found in flows if (address, port) in _ends(found["flow"])][: args.flows]
     for flow in flows:
@@ -143,7 +144,7 @@ def _save(args: argparse.Namespace, asked: dict[str, object], port: int | None) 
     if args.packets is not None:
         asked["packets"] = args.packets
     with connected(args) as client:
-        found = client.request("packets", **asked)
+        found = checked(client.request("packets", **asked), PACKETS)
     kept = [msgspec.convert(one, PacketRecord) for one in reversed(found)]
     anonymiser = Anonymiser(os.urandom(32)) if args.hash_addresses else None
     with output(args.pcap, f"--pcap: {args.pcap}") as file:

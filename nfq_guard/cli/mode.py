@@ -5,6 +5,7 @@ import argparse
 import sys
 
 from nfq_guard.cli import rules_of_root
+from nfq_guard.cli.answers import MODE, checked
 from nfq_guard.cli.daemon import add_socket, connected
 from nfq_guard.cli.options import add_format
 from nfq_guard.cli.terminal import write_json, write_line
@@ -26,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     that fails: the rules then keep the fail mode of the other mode.
     """
     with connected(args) as client:
-        message = client.request("mode", mode=args.mode)
+        message = checked(client.request("mode", mode=args.mode), MODE)
         if "problem" in message:
             left = rules_of_root.install(client, args.socket, message.pop("problem"))
             message |= {} if left is None else {"problem": left}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from nfq_guard.cli import DAEMON, command_in, rules_of_root
+from nfq_guard.cli.answers import RELOAD, checked
 from nfq_guard.cli.daemon import add_socket, connected
 from nfq_guard.cli.options import add_config, add_format, whole_number
 from nfq_guard.cli.terminal import complain, write_json, write_line
@@ -64,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
             return _signal(args)
     with connected(args) as client:
         message = client.request("reload", wait=args.wait)
+        if args.wait:
+            checked(message, RELOAD)
         if args.wait and "rules_problem" in message:
             left = rules_of_root.install(client, args.socket, message.pop("rules_problem"))
             message |= {} if left is None else {"rules_problem": left}

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import msgspec
 
-from nfq_guard.errors import NfqGuardError
+from nfq_guard.errors import Mistake, NfqGuardError, UsageError
 from nfq_guard.firewall import FailMode
 from nfq_guard.service.control.client import Client, RefusedError
 from nfq_guard.service.control.socket_path import is_here
 from nfq_guard.service.firewall_spec import fail_mode_of, firewall_of
-from nfq_guard.service.settings import Settings
+from nfq_guard.service.settings import Settings, parse_settings
 
 
 def install(client: Client, path: Path, problem: str) -> str | None:
@@ -35,6 +35,10 @@ def install(client: Client, path: Path, problem: str) -> str | None:
     installed: FailMode | None = None
     try:
         settings = msgspec.convert(wanted, Settings)
+        mistakes: list[Mistake] = []
+        parse_settings(wanted, mistakes)
+        if mistakes:
+            raise UsageError(f"its settings: {mistakes[0]}")
         firewall_of(settings).install()
         installed = fail_mode_of(settings)
     except msgspec.ValidationError as error:

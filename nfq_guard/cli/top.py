@@ -8,6 +8,7 @@ import sys
 import time
 from typing import Annotated, Any, Final, TypedDict, final
 
+from nfq_guard.cli.answers import FLOWS, checked
 from nfq_guard.cli.daemon import add_socket, connected
 from nfq_guard.cli.options import add_format, whole_number
 from nfq_guard.cli.terminal import write_json
@@ -111,6 +112,7 @@ class _Feed:
                 self._client = connected(self._args)
             status, flows = _query(self._client)
             typed = decode(status)
+            checked(flows, FLOWS)
         except NfqGuardError as error:
             self.problem = error
             self.view.problem = str(error)

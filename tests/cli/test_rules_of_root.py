@@ -115,3 +115,16 @@ def test_a_daemon_that_changes_its_rules_itself(tmp_path: Path) -> None:
     with daemon(path) as asked, Client(path) as client:
         assert rules_of_root.install(client, path, "a lock is held") == "a lock is held"
     assert asked == ["rules_wanted"]
+
+
+def test_settings_that_no_configuration_may_have(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    given = msgspec.to_builtins(Settings()) | {"queues": "3-1"}
+    with (
+        daemon(path, rules_wanted=given, rules_not_installed="noted") as asked,
+        Client(path) as client,
+    ):
+        left = rules_of_root.install(client, path, "a problem")
+    assert left is not None
+    assert "daemon.queues: expected A-B" in left
+    assert asked == ["rules_wanted", "rules_not_installed"]
