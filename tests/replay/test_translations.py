@@ -639,7 +639,7 @@ def test_whatif_calls_no_healthy_policy_a_failure(
     assert policy["by_rule"] == ({"translated": 1} if sides == "both" else {"window": 1})
     assert main(words) == 0
     text = capsys.readouterr().out
-    for words_ in ("judged as untranslated: --assume-nat", "drop them if their flow is translated"):
+    for words_ in ("judged as untranslated: --assume-nat", "drop it if its flow is translated"):
         assert (words_ in text) is (sides == "inner")
     if sides == "both":
         return
