@@ -60,7 +60,10 @@ _WRONG: Final[tuple[object, ...]] = (
 
 @contextmanager
 def answering(path: Path) -> Iterator[list[object]]:
-    """A daemon whose response to any request is the only element of the list that it yields."""
+    """A daemon whose response to any request is the only element of the list that it yields.
+
+    Octets are sent as they are, in place of the message.
+    """
     message: list[object] = [None]
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
@@ -71,8 +74,9 @@ def answering(path: Path) -> Iterator[list[object]]:
                 with suppress(OSError), listener.accept()[0] as connection:
                     if not connection.recv(1 << 16):
                         return
-                    answer = json.dumps({"return": "OK", "message": message[0]})
-                    connection.sendall(answer.encode() + b"\n")
+                    said = message[0]
+                    text = said if isinstance(said, bytes) else json.dumps(said).encode()
+                    connection.sendall(b'{"return": "OK", "message": ' + text + b"}\n")
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -113,3 +117,21 @@ def test_damaged_responses_are_printed_or_refused(
             assert main(words) in {0, 1, 2}, message[0]
             said = capsys.readouterr()
             assert "\x1b" not in said.out + said.err
+
+
+@pytest.mark.parametrize("depth", [100, 500, 980, 100_000])
+@pytest.mark.parametrize("command", ["status", *_ACCEPTED])
+def test_deeply_nested_responses_are_refused_in_one_line(
+    command: str, depth: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*command.format(tmp_path / "p.pcapng").split(), "--socket", str(tmp_path / "s")]
+    with answering(tmp_path / "s") as message:
+        for nested in (b"[" * depth + b"]" * depth, b'{"a":' * depth + b"1" + b"}" * depth):
+            # Alone, and as a key that the command does not know.
+            for text in (nested, b'{"more": ' + nested + b"}", b'[{"more": ' + nested + b"}]"):
+                message[0] = text
+                assert main(words) == 2
+                said = capsys.readouterr().err
+                assert (
+                    said == f"nfq-guard: {tmp_path / 's'}: expected a control socket of nfq-guard\n"
+                )

@@ -13,6 +13,8 @@ from nfq_guard.service.control.protocol import RESPONSE_MAX_BYTES, connect
 
 RESPONSE_WITHIN_S: Final = 10.0
 _PART_BYTES: Final = 1 << 16
+# Of lists and tables in a response; a daemon nests fewer than ten. Whoever reads it may recurse.
+_DEEPEST: Final = 64
 
 
 class _Response(msgspec.Struct):
@@ -77,8 +79,10 @@ class Client:
             ) from None
         try:
             response = msgspec.json.decode(line, type=_Response)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, RecursionError):
             raise self._unexpected() from None
+        if _is_deep(response.message):
+            raise self._unexpected()
         if response.kind != "OK":
             raise RefusedError(str(response.message))
         return response.message
@@ -106,6 +110,22 @@ class Client:
         self._socket.settimeout(RESPONSE_WITHIN_S)
         line, _, self._rest = b"".join(parts).partition(b"\n")
         return line
+
+
+def _is_deep(message: object) -> bool:
+    """Whether lists and tables are nested deeper than any daemon does."""
+    level = [message]
+    for _ in range(_DEEPEST):
+        below: list[object] = []
+        for one in level:
+            if isinstance(one, dict):
+                below += one.values()
+            elif isinstance(one, list):
+                below += one
+        if not below:
+            return False
+        level = below
+    return True
 
 
 def connect_error(path: Path, error: OSError) -> NfqGuardError:
