@@ -35,7 +35,14 @@ from nfq_guard.policy.model import (
     Rule,
     Value,
 )
-from nfq_guard.policy.values import ValueProblem, one_of, parse_value, shown, suggestion
+from nfq_guard.policy.values import (
+    SUGGESTIONS_MAX,
+    ValueProblem,
+    one_of,
+    parse_value,
+    shown,
+    suggestion,
+)
 
 _NAME: Final = re.compile(NAME_PATTERN)
 _ACTIONS: Final = tuple(str(action) for action in Action)
@@ -238,10 +245,10 @@ class _Reader:
     def _unknown_keys(self, table: Mapping[str, object], known: tuple[str, ...], key: str) -> None:
         for name in table:
             if name not in known:
+                few = len(self.mistakes) < SUGGESTIONS_MAX
+                hint = _suggested_key(name, known) if few else ""
                 self.note(
-                    f"{key}.{name}",
-                    f"one of the keys {one_of(known)}",
-                    f"{shown(name)}{_suggested_key(name, known)}",
+                    f"{key}.{name}", f"one of the keys {one_of(known)}", f"{shown(name)}{hint}"
                 )
 
     def _action(self, found: object, key: str, words: tuple[str, ...]) -> Action | None:

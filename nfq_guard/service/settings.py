@@ -17,7 +17,7 @@ from nfq_guard.engine import Mode
 from nfq_guard.errors import Mistake
 from nfq_guard.firewall.spec import LAST_QUEUE, MAX_RATE_PPS
 from nfq_guard.flow import EvidenceChoice
-from nfq_guard.policy.values import shown, suggestion
+from nfq_guard.policy.values import SUGGESTIONS_MAX, shown, suggestion
 
 TABLE: Final = "daemon"
 # The settings that a reload applies: the policy on trial is adopted together with the acting one.
@@ -226,7 +226,7 @@ def parse_settings(table: Mapping[str, Any], mistakes: list[Mistake]) -> Setting
     for key, value in table.items():
         path = f"{TABLE}.{key}"
         if key not in hints:
-            hint = suggestion(key, tuple(hints))
+            hint = suggestion(key, tuple(hints)) if len(mistakes) < SUGGESTIONS_MAX else ""
             mistakes.append(
                 Mistake(path, f"a setting of the daemon{hint}", f"unknown key {shown(key)}")
             )

@@ -211,6 +211,23 @@ def test_a_suggestion_has_a_field_of_its_own(
 
 
 @pytest.mark.parametrize(
+    ("table", "key", "meant"),
+    [("daemon", "queue_", "queue"), ("policy", "on_unknwon", "on_unknown")],
+)
+def test_the_first_thousand_unknown_keys_have_suggestions(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, table: str, key: str, meant: str
+) -> None:
+    """A search takes 0.1 ms: a file of another kind would take seconds."""
+    path = tmp_path / "c.toml"
+    lines = "".join(f"{key}{number} = 1\n" for number in range(1100))
+    path.write_text(f"[{table}]\n{lines}", encoding="utf-8")
+    status, out, _ = _run(capsys, "--format", "json", str(path))
+    said = [mistake["suggestion"] for mistake in json.loads(out)["mistakes"]]
+    # The policy also lacks `default`.
+    assert (status, said[:1100]) == (2, [meant] * 1000 + [""] * 100)
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ('[daemon]\nqueue = 1\n\nshadow = "preset:nosuch"\n', "(line 4)"),
