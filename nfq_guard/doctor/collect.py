@@ -36,7 +36,7 @@ def text(path: Path) -> str:
 def number(path: Path) -> int | None:
     """The number that a file holds; None if the file is missing or holds anything else."""
     value = text(path).strip()
-    return int(value) if value.isdigit() else None
+    return int(value) if value.isdecimal() else None
 
 
 def output(*argv: str) -> str | None:
@@ -101,7 +101,7 @@ def reverse_path_filters() -> dict[str, str]:
     if not folder.is_dir():
         return {}
     values = {path.name: text(path / "rp_filter").strip() for path in sorted(folder.iterdir())}
-    return {name: value for name, value in values.items() if value.isdigit()}
+    return {name: value for name, value in values.items() if value.isdecimal()}
 
 
 def bridge_hands_over() -> bool:

@@ -97,7 +97,11 @@ def parse_interrupts(text: str) -> dict[str, list[int]]:
         number, _, rest = line.partition(":")
         columns = rest.split()
         values = columns[:cpus]
-        if number.strip().isdigit() and len(values) == cpus and all(v.isdigit() for v in values):
+        if (
+            number.strip().isdecimal()
+            and len(values) == cpus
+            and all(v.isdecimal() for v in values)
+        ):
             counts[f"{number.strip()} {columns[-1]}"] = [int(value) for value in values]
     return counts
 

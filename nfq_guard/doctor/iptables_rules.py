@@ -325,7 +325,7 @@ def _tracking(target: list[_Option]) -> TrackingWrite | None:
     zone = _value(target, "--zone") or _value(target, "--zone-reply")
     if zone is None:
         return None
-    return TrackingWrite(int(zone) if zone.isdigit() else UNKNOWN_ZONE)
+    return TrackingWrite(int(zone) if zone.isdecimal() else UNKNOWN_ZONE)
 
 
 def _fills(matches: list[_Option], target: list[_Option]) -> str:

@@ -145,8 +145,9 @@ def parse(text: str) -> Saved:
         if line.startswith("*"):
             table = tables.setdefault(line[1:].strip(), SavedTable(line[1:].strip()))
         elif line.startswith(":"):
-            name, policy, *_ = line[1:].split()
-            table.policies[name] = policy
+            words = line[1:].split()
+            if len(words) > 1:
+                table.policies[words[0]] = words[1]
         elif line.startswith("-A "):
             _, chain, *rest = line.split(" ", 2)
             table.rules.append(SavedRule(chain, rest[0] if rest else ""))
@@ -241,6 +242,6 @@ def _options(rule: str) -> Iterator[list[str]]:
 def _canonical(option: list[str]) -> list[str]:
     if option[0] == "--hashlimit-above" and len(option) == 2:
         number, _, unit = option[1].partition("/")
-        if number.isdigit() and int(number) and unit in {"s", "sec", "second"}:
+        if number.isdecimal() and int(number) and unit in {"s", "sec", "second"}:
             return [option[0], f"{1_000_000 // int(number)} us"]
     return option

@@ -15,7 +15,7 @@ def take_sockets(name: str) -> list[socket.socket]:
     pid = os.environ.pop("LISTEN_PID", "")
     count = os.environ.pop("LISTEN_FDS", "")
     names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
-    if pid != str(os.getpid()) or not count.isdigit():
+    if pid != str(os.getpid()) or not count.isdecimal():
         return []
     found: list[socket.socket] = []
     for place in range(int(count)):

@@ -23,7 +23,7 @@ class Notifier:
         """Take the arguments from the environment unless given."""
         self._address = os.environ.get("NOTIFY_SOCKET", "") if address is None else address
         usec = os.environ.get("WATCHDOG_USEC", "") if watchdog_usec is None else watchdog_usec
-        self.watchdog_s: Final = int(usec) / 1e6 if usec.isdigit() and self._address else 0.0
+        self.watchdog_s: Final = int(usec) / 1e6 if usec.isdecimal() and self._address else 0.0
         self._stopping = False
 
     def ready(self, queues: Sequence[int], *, last_good: str = "") -> None:

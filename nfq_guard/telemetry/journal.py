@@ -92,7 +92,7 @@ _PRIORITY: Final[dict[Level, str]] = {"error": "3", "warning": "4", "info": "6"}
 def stdout_is_the_journal(descriptor: int = 1) -> bool:
     """Whether systemd connected the output to its journal (systemd.exec(5), JOURNAL_STREAM)."""
     device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
-    if not device.isdigit() or not inode.isdigit():
+    if not device.isdecimal() or not inode.isdecimal():
         return False
     found = os.fstat(descriptor)
     return (found.st_dev, found.st_ino) == (int(device), int(inode)) and SOCKET.exists()

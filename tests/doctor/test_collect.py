@@ -45,3 +45,11 @@ def test_vrfs(
     ip.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert collect.vrf_names() == names
+
+
+@pytest.mark.parametrize(
+    ("octets", "number"), [("7\n", 7), ("", None), ("-1", None), ("\N{SUPERSCRIPT TWO}", None)]
+)
+def test_a_file_with_a_number(tmp_path: Path, octets: str, number: int | None) -> None:
+    (tmp_path / "file").write_text(octets, encoding="utf-8")
+    assert collect.number(tmp_path / "file") == number

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nfq_guard.firewall.saved import split
+from nfq_guard.firewall.saved import meaning, parse, split
 from nfq_guard.firewall.xtables import System
 
 
@@ -40,3 +40,17 @@ def test_a_program_is_where_it_is_now(tmp_path: Path, monkeypatch: pytest.Monkey
 )
 def test_words_as_iptables_save_quotes_them(rule: str, words: list[str]) -> None:
     assert split(rule)[-len(words) or None :] == words
+
+
+def test_lines_of_iptables_save_that_are_none_are_skipped() -> None:
+    text = "*mangle\n:\n:LOST\n:INPUT ACCEPT [0:0]\n-A \n-A INPUT -j DROP\n-"
+    table = parse(text)["mangle"]
+    assert table.policies == {"INPUT": "ACCEPT"}
+    assert [rule.target for rule in table.of("INPUT")] == ["DROP"]
+
+
+def test_a_rate_that_is_no_number() -> None:
+    """A superscript is a digit for `str.isdigit`, and no number."""
+    assert ("--hashlimit-above", "1000\N{SUPERSCRIPT TWO}/sec") in meaning(
+        "--hashlimit-above 1000\N{SUPERSCRIPT TWO}/sec"
+    )
