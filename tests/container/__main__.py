@@ -8,9 +8,11 @@ from pathlib import Path
 
 from tests.container.image import build_root, settings
 from tests.deploy.test_kubernetes_kernel import guard_a_node
+from tests.support.root import require_root
 
 
 def main() -> int:
+    require_root("container")
     root = build_root()
     assert settings()["ENTRYPOINT"] == '["nfq-guard"]', "what the manifests for Kubernetes rely on"
     size = subprocess.run(

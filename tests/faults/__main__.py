@@ -18,6 +18,7 @@ from typing import Final
 
 from tests.faults import daemon, page, rig, service
 from tests.faults.outcome import Outcome
+from tests.support.root import require_root
 
 _PAGE: Final = Path(__file__).parents[2] / "docs" / "faults.md"
 
@@ -33,6 +34,7 @@ def main() -> int:
     parser.add_argument("--no-systemd", action="store_true", help="leave the service out")
     parser.add_argument("--fault", action="append", choices=names, help="only these")
     args = parser.parse_args()
+    require_root("faults")
     wanted = args.fault or [
         name for name in names if not (args.no_systemd and name in service.FAULTS)
     ]

@@ -31,6 +31,7 @@ from tests.fleet import page
 from tests.support.live import LiveConntrack
 from tests.support.queue import QUEUE, GuardProcess, wait_for
 from tests.support.reason_traces import REASON_TRACES
+from tests.support.root import require_root
 from tests.support.trace import PLACES, Ends, parse
 
 _GUARD: Final = "127.0.0.1:9477"
@@ -198,6 +199,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=28, help="for each number of nodes")
     parser.add_argument("--page", action="store_true", help="write the figures into docs/fleet.md")
     args = parser.parse_args()
+    require_root("fleet")
     with tempfile.TemporaryDirectory() as folder:
         text, events = one_node(Path(folder))
         _Nodes.text = text

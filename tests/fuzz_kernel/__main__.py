@@ -35,6 +35,7 @@ from tests.fuzz_kernel.fragments import run_fragments
 from tests.fuzz_kernel.others import OthersTally, run_others
 from tests.fuzz_kernel.remote import Machine
 from tests.support.live import LiveConntrack
+from tests.support.root import require_root
 
 _TRACES: Final = Path(__file__).parents[1] / "conntrack" / "traces"
 _GIVE_UP_AFTER: Final = 20
@@ -55,6 +56,7 @@ def main() -> int:
         "--machine", type=int, help="file descriptor of the connection to a machine"
     )
     args = parser.parse_args()
+    require_root("fuzz_kernel")
     # An exception, so that the namespace of the chunk is removed.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     if args.protocol != "tcp":

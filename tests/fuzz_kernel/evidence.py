@@ -36,6 +36,7 @@ from tests.fuzz_kernel.generate import next_step, start
 from tests.support.kernel_log import speaking
 from tests.support.live import LiveConntrack
 from tests.support.packets import A4, A6, B4, B6, C4, C6, error, icmp, ip, udp
+from tests.support.root import require_root
 
 _QUEUE: Final = 7
 _FLOWS_AT_ONCE: Final = 32
@@ -235,6 +236,7 @@ def main() -> int:
     parser.add_argument("--packets", type=int, default=20_000, help="INVALID packets in all")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
+    require_root("fuzz_kernel.evidence")
     tally = Tally()
     chunk = 0
     while tally.invalid < args.packets and len(tally.differences) < _SHOWN:

@@ -13,6 +13,7 @@ from typing import Final
 
 from tests.fuzz_rules.compare import Router, Tally, compare
 from tests.fuzz_rules.generate import rule_set
+from tests.support.root import require_root
 
 _GIVE_UP_AFTER: Final = 20
 
@@ -39,6 +40,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first", type=int, default=0, help="where to take a run up again")
     args = parser.parse_args()
+    require_root("fuzz_rules")
     tally = run(args.sets, args.seed, args.first)
     for failure in tally.failures:
         sys.stdout.write(f"{failure}\n\n")

@@ -40,6 +40,7 @@ from tests.kernels.fetch import (
 )
 from tests.kernels.machine import Machine
 from tests.kernels.outcome import Outcome
+from tests.support.root import require_root
 
 _TREE: Final = Path(__file__).parents[2]
 _PAGE: Final = _TREE / "docs" / "kernels.md"
@@ -83,6 +84,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--machines", type=int, default=os.cpu_count(), help="at a time")
     args = parser.parse_args()
+    require_root("kernels")
     # Raise, so that machines and folders are removed.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     packets = args.packets or (_SHORT_PACKETS if args.short else _LONG_PACKETS)

@@ -21,6 +21,7 @@ from typing import Final
 
 from tests.kernels.fetch import mirror
 from tests.support.chroot import run_in
+from tests.support.root import require_root
 
 _TREE: Final = Path(__file__).parents[2]
 _PLACE: Final = "~/.cache/nfq-guard/releases"
@@ -53,6 +54,7 @@ def main() -> int:
         "--step", action="append", choices=("build", *_TESTS, "install"), help="one alone (all)"
     )
     options = parser.parse_args()
+    require_root("releases")
     place = Path(os.environ.get("RELEASES_DIR") or _PLACE).expanduser()
     for suite in options.suite or _SUITES:
         Release(suite, place).run(options.step or ("build", *_TESTS, "install"))
