@@ -107,6 +107,8 @@ class Ruleset:
             key = (value["family"], value["table"], value["name"])
             self._rules.setdefault(key, [])
             if "hook" in value:
+                if not isinstance(value["prio"], int):
+                    raise TypeError(f"a priority {value['prio']!r}")
                 self._bases[key] = BaseChain(
                     value["hook"],
                     value["prio"],

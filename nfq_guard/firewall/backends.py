@@ -120,12 +120,15 @@ def _native_chains(runner: Runner) -> int:
     result = runner.run(["nft", "-j", "list", "chains"], "")
     if result.status:
         return 0
-    chains = [one["chain"] for one in listed(result.stdout) if "chain" in one]
+    try:
+        chains = [one["chain"] for one in listed(result.stdout, "nftables") if "chain" in one]
+    except UnavailableError:  # the choice is between those that can be read
+        return 0
     return sum(
         "hook" in chain
-        and chain["family"] in {"ip", "ip6", "inet"}
-        and chain["table"] not in {NATIVE_TABLE, OFFLOAD_TABLE}
-        and not (chain["table"] in _IPTABLES and chain["name"] == chain["hook"].upper())
+        and chain.get("family") in {"ip", "ip6", "inet"}
+        and chain.get("table") not in {NATIVE_TABLE, OFFLOAD_TABLE}
+        and not (chain.get("table") in _IPTABLES and chain["name"] == str(chain["hook"]).upper())
         for chain in chains
     )
 

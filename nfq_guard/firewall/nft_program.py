@@ -9,6 +9,14 @@ from nfq_guard.firewall.xtables import Runner
 
 _REFUSED: Final = ("operation not permitted", "permission denied")
 
+# What is read of each kind of object without asking whether it is there: a name, and more.
+_KEYS: Final = {
+    "chain": ("name",),
+    "rule": ("chain", "expr"),
+    "set": ("name",),
+    "counter": ("name",),
+}
+
 Listed = list[dict[str, Any]]
 
 
@@ -45,10 +53,30 @@ def table(runner: Runner, name: str, what: str) -> Listed | None:
     """
     if not runner.has_nft_table(name):
         return None
-    return listed(run(runner, ["-j", "-t", "list", "table", "inet", name], "", what))
+    return listed(run(runner, ["-j", "-t", "list", "table", "inet", name], "", what), what)
 
 
-def listed(text: str) -> Listed:
-    """The objects that `nft -j` prints; none for no output."""
-    found: Listed = json.loads(text)["nftables"] if text else []
+def listed(text: str, what: str) -> Listed:
+    """The objects that `nft -j` prints; none for no output.
+
+    Raises:
+        UnavailableError: The output is cut, or has another shape.
+    """
+    if not text:
+        return []
+    try:
+        found: Listed = json.loads(text)["nftables"]
+        for one in found:
+            for kind, value in one.items():
+                _require(kind, value)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        said = f"{type(error).__name__}: {error}"
+        raise UnavailableError(f"{what}: the output of nft -j cannot be read: {said}") from None
     return found
+
+
+def _require(kind: str, value: dict[str, Any]) -> None:
+    """Raise an error unless an object has what is read of its kind."""
+    name, *more = [value[key] for key in _KEYS.get(kind, ())] or [""]
+    if not isinstance(name, str) or not all(isinstance(each, list) for each in more):
+        raise TypeError(f"a {kind} of another shape")

@@ -825,3 +825,10 @@ def test_a_map_and_a_meter_in_words() -> None:
     assert rule.text == "meta mark set iifname map { a : 1, b : drop }"
     (rule,) = nft_rules.Ruleset(nft([{"meter": METER}, DROPPED])).tables()[0].chains["c"]
     assert rule.text == "meter m drop"
+
+
+def test_a_priority_that_is_no_number_is_refused() -> None:
+    """Else whoever compares it would fail, outside of the reading."""
+    chain = {"family": "inet", "table": "t", "name": "c", "hook": "input", "prio": {"a": 1}}
+    with pytest.raises(TypeError, match="priority"):
+        nft_rules.Ruleset(json.dumps({"nftables": [{"chain": chain}]}))

@@ -21,6 +21,7 @@ from nfq_guard.firewall import (
     Native,
     RulesSpec,
     native,
+    nft_program,
 )
 from nfq_guard.firewall.native import NativeTable, render
 from nfq_guard.firewall.rule_counters import RuleCounters
@@ -234,6 +235,27 @@ def test_the_live_table_tells_whether_it_drops_unjudged_packets(
     rules: list[object], *, holds: bool
 ) -> None:
     assert Firewall(RulesSpec(), runner=NftHost(rules=rules)).holds_back() is holds
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        '{"nftables": [{"metainfo": {"version": "1.0',
+        "[]",
+        '{"nftables": 7}',
+        '{"nftables": ["chain"]}',
+        '{"nftables": [{"chain": {"family": "inet"}}]}',
+        '{"nftables": [{"rule": {"chain": "judge"}}]}',
+        '{"nftables": [{"rule": {"chain": "judge", "expr": 3}}]}',
+        '{"nftables": [{"set": "name"}]}',
+        '{"nftables": [{"chain": {"name": {"a": 1}}}]}',
+        "[" * 9999,
+    ],
+    ids=range(10),
+)
+def test_a_listing_that_is_cut_or_of_another_shape_is_an_error(output: str) -> None:
+    with pytest.raises(UnavailableError, match=r"^offload: the output of nft -j cannot be read: "):
+        nft_program.listed(output, "offload")
 
 
 def test_counters_are_read_by_name() -> None:
