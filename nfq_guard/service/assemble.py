@@ -35,7 +35,7 @@ from nfq_guard.service.activation import METRICS, take_sockets
 from nfq_guard.service.config import DEFAULT_PATH, LoadedPolicy, load_policy_for, prepared
 from nfq_guard.service.control.commands import Commands, ControlledDaemon
 from nfq_guard.service.control.server import ControlServer
-from nfq_guard.service.control.socket_path import listen
+from nfq_guard.service.control.socket_path import listen, make_directory
 from nfq_guard.service.daemon import Daemon, Parts
 from nfq_guard.service.firewall_spec import firewall_of, unjudged_mark
 from nfq_guard.service.ledger import Ledger, Page, hold_left, state_left
@@ -150,6 +150,8 @@ def run(
         pages: list[int | None] = [None, *numbers] if len(numbers) > 1 else [*numbers]
         notes: list[str] = []
         beside = Path(settings.control_socket) if settings.control_socket else None
+        if beside is not None:
+            make_directory(beside)
         ledger = stack.enter_context(Ledger(pages, beside, notes))
         notes += _turn_log_on(settings, instance, ahead, stack)
         notes += give_up(settings, {path or DEFAULT_PATH, *map(Path, config.files)})

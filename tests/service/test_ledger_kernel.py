@@ -70,6 +70,33 @@ def test_a_killed_daemon(namespace: Make, tmp_path: Path) -> None:
         assert len(guard.events("packets_unrecorded")) == 1
 
 
+def test_a_first_manual_start(namespace: Make, tmp_path: Path) -> None:
+    """Without /run/nfq-guard, which root's daemon makes, in a mount namespace with a /run."""
+    inside = namespace("manual")
+    queue_udp(inside)
+    (tmp_path / "run").mkdir()
+    config = tmp_path / "c.toml"
+    configured(config, 'mode = "dry-run"', "log_interval_s = 100")
+    lines = config.read_text().splitlines()
+    config.write_text("\n".join(line for line in lines if "control_socket" not in line))
+    words = ("--config", str(config))
+    mounted = f'mount --bind {tmp_path}/run /run && exec "$@"'
+    prefix = ("unshare", "-m", "sh", "-c", mounted, "sh")
+    with Datagrams(inside) as udp:
+        with GuardProcess(inside, tmp_path / "log", *words, prefix=prefix).ready() as guard:
+            udp.send(100)
+            wait_for(lambda: len(udp.received()) > 0 and kernel_line(inside).waiting == 0)
+            kill(guard)
+        with GuardProcess(inside, tmp_path / "log", *words, prefix=prefix).ready() as guard:
+            assert guard.stop() == 0
+    with guard.log.open("rb") as stream:
+        recorded = sum(each.event.count for each in EventReader().read(stream))
+    lost = sum(each["packets"] for each in guard.events("packets_unrecorded"))
+    assert recorded + lost == 100
+    assert lost > 0
+    assert len(guard.events("unserved_time")) == 1
+
+
 def test_a_start_that_fails_after_a_kill(namespace: Make, tmp_path: Path) -> None:
     """It leaves what it could not state to the one after it, with the time without a daemon."""
     inside = namespace("fails")

@@ -65,6 +65,13 @@ def relisten(path: Path) -> socket.socket | None:
     return None
 
 
+def make_directory(path: Path) -> None:
+    """Make the directory of the default control socket, if root lacks it, as at a manual start."""
+    if path == DEFAULT and not path.parent.exists() and os.geteuid() == 0:
+        with suppress(OSError):
+            path.parent.mkdir(mode=0o750, exist_ok=True)
+
+
 @contextmanager
 def exclusive(directory: Path, within_s: float | None = None) -> Iterator[None]:
     """Hold the lock under which a daemon takes or removes a socket in `directory`.
@@ -147,9 +154,7 @@ def _is_missing(path: Path) -> bool:
 
 def _listen(path: Path, lock_within_s: float) -> socket.socket:
     """Listen under a temporary name, then link `path` to it: it listens as soon as it exists."""
-    if path == DEFAULT and not path.parent.exists() and os.geteuid() == 0:
-        with suppress(OSError):
-            path.parent.mkdir(mode=0o750, exist_ok=True)
+    make_directory(path)
     if not path.parent.is_dir():
         raise UsageError(f"{_KEY}: expected a path in a directory, found no {path.parent}")
     temporary = _temporary(path, os.getpid())
