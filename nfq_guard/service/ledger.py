@@ -15,6 +15,7 @@ import fcntl
 import mmap
 import os
 import struct
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ import msgspec
 from nfq_guard import outfile
 from nfq_guard.finding import Reason
 from nfq_guard.policy.decision import Decision
+from nfq_guard.service.control.protocol import connect
 from nfq_guard.telemetry.events import Gap, PacketsUnrecorded
 from nfq_guard.telemetry.log import EventLog
 
@@ -34,6 +36,9 @@ _MAGIC: Final = b"nfq_guard ledger "
 _FORMAT: Final = b"2\n"
 # Behind that, in which boot: the clock of another one began anew.
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+# How long a start waits for the workers of a daemon that was killed. They end by themselves.
+_ENDED_WITHIN_S: Final = 1.5
+_POLL_S: Final = 0.02
 # Words of a page, 8 bytes each. Then come the counts of the kinds of packets that the worker has
 # not reported, one word each, the names of these kinds, and in the second half the held gaps.
 _QUEUE: Final = 0
@@ -226,9 +231,11 @@ class Ledger:
         if beside is not None and beside.parent.is_dir():
             path = beside.with_name(f"{beside.name}.ledger")
             try:
-                self._read(path)
+                self._read(path, beside)
             except BlockingIOError:
-                pass  # that of another daemon, which has the control socket as well
+                # That of another daemon, which has the control socket as well, needs no words.
+                if not _listens(beside):
+                    self._complain(path, OSError(errno.EBUSY, "another process has it"))
             except OSError as error:
                 self._complain(path, error)
         self._seen_s = max((left.seen_ms for left in self.left), default=0) / 1000
@@ -301,16 +308,15 @@ class Ledger:
             "is unknown if it is killed"
         )
 
-    def _read(self, path: Path) -> None:
+    def _read(self, path: Path, beside: Path) -> None:
         """Take the file, with what it has in `left`.
 
         Raises:
-            BlockingIOError: Another daemon has it.
+            BlockingIOError: Another daemon has it, or workers of one that was killed.
             OSError: It cannot be used.
         """
-        self._fd = _open(path)
+        self._fd = _locked(path, beside)
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             octets = os.pread(self._fd, os.fstat(self._fd).st_size, 0)
             if octets and not octets.startswith(_MAGIC):
                 raise FileExistsError(errno.EEXIST, "it is no ledger")
@@ -376,6 +382,45 @@ def left_in(octets: bytes) -> Left:
             held = msgspec.json.decode(octets[_TEXT_AT:][:length], type=list[Gap])
     queue_num = None if queue == 0 else queue - 1
     return Left(queue_num, unrecorded, judging, port_id, drops, seen_ms, held)
+
+
+def _locked(path: Path, beside: Path) -> int:
+    """Open the file, or create it, and lock it.
+
+    The workers of a daemon that was killed have the lock until they end, and may still write to
+    their pages. They are waited for, unless a daemon listens at `beside`.
+
+    Raises:
+        BlockingIOError: Another process keeps the lock.
+        OSError: The file cannot be used.
+    """
+    deadline = time.monotonic() + _ENDED_WITHIN_S
+    while True:
+        fd = _open(path)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            blocked = isinstance(error, BlockingIOError)
+            if not blocked or _listens(beside) or time.monotonic() >= deadline:
+                raise
+            time.sleep(_POLL_S)
+        else:
+            # Another daemon may have removed it since it was opened.
+            if os.fstat(fd).st_nlink or time.monotonic() >= deadline:
+                return fd
+            os.close(fd)
+
+
+def _listens(control_socket: Path) -> bool:
+    """Whether a process listens there."""
+    try:
+        connect(control_socket, 0.0).close()
+    except TimeoutError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _open(path: Path) -> int:

@@ -3,7 +3,9 @@
 
 import fcntl
 import os
+import socket
 import struct
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from nfq_guard.finding import Reason
 from nfq_guard.policy.decision import Action, Decision
+from nfq_guard.service import ledger as ledger_module
 from nfq_guard.service.ledger import PAGE_BYTES, Ledger, Left, Page, Unreported, left_in, state_left
 from nfq_guard.telemetry.events import KernelDroppedPackets, PacketsShed
 from nfq_guard.telemetry.log import EventLog
@@ -234,13 +237,56 @@ def test_an_orderly_end_leaves_no_file(tmp_path: Path) -> None:
 
 def test_two_daemons_have_each_their_own(tmp_path: Path) -> None:
     """The second, which finds the control socket in use too, does not write the first one's."""
-    with ledger(tmp_path) as first:
-        with ledger(tmp_path) as second:
-            second.page(QUEUE).judged(9)
+    with socket.socket(socket.AF_UNIX) as listener, ledger(tmp_path) as first:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen(0)
+        for _ in range(3):  # the second has room in the backlog, the third has none
+            with ledger(tmp_path) as second:
+                second.page(QUEUE).judged(9)
         assert first.page(QUEUE).left().unrecorded == 0
         first.page(QUEUE).judged(1)
         killed(first)
     assert [each.unrecorded for each in ledger(tmp_path).left] == [1]
+
+
+def test_workers_of_a_killed_daemon_are_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have the lock until they have ended, and write to their pages."""
+    first = ledger(tmp_path)
+
+    def end() -> None:
+        first.page(QUEUE).judged(2)
+        killed(first)
+
+    worker = threading.Timer(0.2, end)
+    worker.start()
+    with ledger(tmp_path) as second:
+        assert [each.unrecorded for each in second.left] == [2]
+        worker.join()
+        monkeypatch.setattr(ledger_module, "_ENDED_WITHIN_S", 0.05)
+        with ledger(tmp_path, complaints=["s.ledger cannot be used, another process has it"]):
+            pass
+
+
+def test_a_file_that_is_removed_before_it_is_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the orderly end of another daemon: what is in it would be lost with this one."""
+    path = tmp_path / "s.ledger"
+    lock = fcntl.flock
+    ends = [path.unlink]
+
+    def late(fd: int, operation: int) -> None:
+        if ends:
+            ends.pop()()
+        lock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    one = ledger(tmp_path)
+    one.page(QUEUE).judged(2)
+    killed(one)
+    assert [each.unrecorded for each in ledger(tmp_path).left] == [2]
 
 
 def test_a_file_of_an_older_or_damaged_format(tmp_path: Path) -> None:
