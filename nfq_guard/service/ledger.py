@@ -231,6 +231,11 @@ class Ledger:
         if beside is not None and beside.parent.is_dir():
             path = beside.with_name(f"{beside.name}.ledger")
             try:
+                if _removed(path):
+                    notes.append(
+                        f"{path} was that of a daemon of another user and is removed: what that "
+                        "daemon had not recorded when it was killed is unknown"
+                    )
                 self._read(path, beside)
             except BlockingIOError:
                 # That of another daemon, which has the control socket as well, needs no words.
@@ -423,6 +428,20 @@ def _listens(control_socket: Path) -> bool:
     return True
 
 
+def _removed(path: Path) -> bool:
+    """Remove a file that a daemon of another user left where only this user makes files.
+
+    Returns whether it had anything; this user could not read it.
+    """
+    with suppress(OSError):
+        ours = os.geteuid()
+        found = path.lstat()
+        if path.parent.stat().st_uid == ours != found.st_uid:
+            path.unlink()
+            return found.st_size > 0
+    return False
+
+
 def _open(path: Path) -> int:
     """Open the file, or create it.
 
@@ -430,11 +449,6 @@ def _open(path: Path) -> int:
         OSError: It cannot be opened, or another user could have planted it.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    with suppress(OSError):
-        # One that a daemon of another user left here, where only this user makes files.
-        ours = os.geteuid()
-        if path.parent.stat().st_uid == ours != path.lstat().st_uid:
-            path.unlink()
     fd = os.open(path, flags, 0o600)
     outfile.require_own(fd, path, {os.geteuid()})
     return fd

@@ -342,6 +342,10 @@ def test_a_file_of_another_user(tmp_path: Path) -> None:
     os.chown(path, 65534, 65534)
     with ledger(tmp_path):
         assert path.stat().st_uid == 0
+    path.write_bytes(b"something")
+    os.chown(path, 65534, 65534)
+    with ledger(tmp_path, complaints=["was that of a daemon of another user"]):
+        assert path.stat().st_uid == 0
     path.touch()
     os.chown(path, 65534, 65534)
     os.chown(tmp_path, 65534, 65534)
