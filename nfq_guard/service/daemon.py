@@ -24,7 +24,7 @@ import msgspec
 from nfq_guard import __version__, capabilities
 from nfq_guard.engine import Mode
 from nfq_guard.errors import NfqGuardError, UsageError, shortage_in
-from nfq_guard.firewall import FailMode
+from nfq_guard.firewall import FailMode, RuleCounters
 from nfq_guard.raw_rules import RawReading
 from nfq_guard.service.changed_files import ChangedFiles
 from nfq_guard.service.config import LoadedPolicy
@@ -182,6 +182,7 @@ class Daemon:
             set_mode=self.set_mode,
         )
         reinstall = self._keeps_rules and self._settings.reinstall_rules
+        shed, unjudged = parts.ledger.counted
         self._monitor = RuleMonitor(
             parts.rules,
             parts.events,
@@ -191,6 +192,8 @@ class Daemon:
             fail=self._fail if reinstall and not self._owns_rules else None,
             jumps=parts.jumps,
             made_anew=self._rules_made_anew,
+            counted=RuleCounters(shed=shed, unjudged=unjudged),
+            keep=self._note_counted,
         )
         self._logged_passed = 0
         self._logged_unserved = 0
@@ -247,7 +250,16 @@ class Daemon:
         more.callback(self._parts.open_more(self))
         if self._owns_rules:
 
-            def installed(change: RulesChange) -> None:
+            def install() -> tuple[list[RuleCounters], RulesChange]:
+                # Rules of an earlier daemon may be replaced by others, whose counts begin at 0.
+                if any(self._parts.ledger.counted):
+                    return self._monitor.install()
+                return [], self._parts.rules.install()
+
+            def installed(result: tuple[list[RuleCounters], RulesChange]) -> None:
+                counted, change = result
+                for one in counted:
+                    self._monitor.count(one)
                 self._events.emit(RulesInstalled(done=list(change.done), notes=list(change.notes)))
                 if not self._loop.stopped:
                     self._started(served)
@@ -257,7 +269,7 @@ class Daemon:
             # The counters of the rules vanish with them.
             undo.callback(self._workers.settle, self._hurried)
             undo.callback(self._end_background)
-            self._loop.background(self._parts.rules.install, installed, self._fail)
+            self._loop.background(install, installed, self._fail)
         elif self._keeps_rules:
             undo.callback(self._count_rules)
             undo.callback(self._end_background)
@@ -497,6 +509,10 @@ class Daemon:
             self._events.emit(UnservedTime(unserved_s=unserved_s))
         ledger.page_of_daemon.serving(now)
 
+    def _note_counted(self, counted: RuleCounters) -> None:
+        """Tell a next daemon that finds these rules how far their packets are counted."""
+        self._parts.ledger.page_of_daemon.counted(counted.shed, counted.unjudged)
+
     def _tick(self, now: float) -> None:
         self._note_service(now)
         self._rates.note(self.queues(), now)
@@ -657,6 +673,7 @@ class Daemon:
 
     def _remove_rules(self) -> None:
         def removed(change: RulesChange) -> None:
+            self._note_counted(RuleCounters())
             self._events.emit(RulesRemoved(done=list(change.done), notes=list(change.notes)))
 
         def failed(error: Exception) -> None:

@@ -33,7 +33,7 @@ from nfq_guard.telemetry.log import EventLog
 PAGE_BYTES: Final = 8192
 # How the first page begins, and how it goes on in this format.
 _MAGIC: Final = b"nfq_guard ledger "
-_FORMAT: Final = b"2\n"
+_FORMAT: Final = b"3\n"
 # Behind that, in which boot: the clock of another one began anew.
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 # How long a start waits for the workers of a daemon that was killed. They end by themselves.
@@ -50,8 +50,10 @@ _SEEN: Final = 5
 _LENGTH: Final = 6
 _REPORTED: Final = 7
 _NAMES_LENGTH: Final = 8
-_WORDS: Final = struct.Struct("=9Q")
-_COUNTS: Final = 9
+_SHED: Final = 9
+_UNJUDGED: Final = 10
+_WORDS: Final = struct.Struct("=11Q")
+_COUNTS: Final = 11
 _KINDS_MAX: Final = 64
 _NAMES_AT: Final = 8 * (_COUNTS + _KINDS_MAX)
 _TEXT_AT: Final = PAGE_BYTES // 2
@@ -75,6 +77,8 @@ class Left(NamedTuple):
         drops: Packets dropped by the kernel through that socket, as far as events count them.
         seen_ms: When it last said that it serves, monotonic milliseconds; 0 if it did not.
         held: Events about missing packets that the recording does not have.
+        shed: Packets above the rate at the rules, as far as the daemon had counted them.
+        unjudged: Packets that were not judged, likewise.
     """
 
     queue: int | None
@@ -84,6 +88,8 @@ class Left(NamedTuple):
     drops: int
     seen_ms: int
     held: list[Gap]
+    shed: int = 0
+    unjudged: int = 0
 
     @property
     def counts(self) -> bool:
@@ -166,6 +172,11 @@ class Page:
         self._words[_JUDGING] = left.judging
         self.dropped(left.port_id, left.drops)
 
+    def counted(self, shed: int, unjudged: int) -> None:
+        """Say how far the daemon has counted the packets at the rules, which outlive it."""
+        self._words[_SHED] = shed
+        self._words[_UNJUDGED] = unjudged
+
     def serving(self, now: float) -> None:
         """Say that the daemon serves at `now`, monotonic seconds."""
         self._words[_SEEN] = int(now * 1000)
@@ -211,6 +222,7 @@ class Ledger:
 
     Attributes:
         left: What an earlier daemon left that was killed.
+        counted: How far it had counted the packets above the rate and those not judged.
     """
 
     def __init__(self, queues: Sequence[int | None], beside: Path | None, notes: list[str]) -> None:
@@ -244,6 +256,10 @@ class Ledger:
             except OSError as error:
                 self._complain(path, error)
         self._seen_s = max((left.seen_ms for left in self.left), default=0) / 1000
+        self.counted = (
+            max((left.shed for left in self.left), default=0),
+            max((left.unjudged for left in self.left), default=0),
+        )
 
     def begin(self) -> None:
         """Begin empty pages; what an earlier daemon left is to be stated now."""
@@ -261,7 +277,10 @@ class Ledger:
             queue: Page(octets[at : at + PAGE_BYTES], queue)
             for at, queue in zip(range(PAGE_BYTES, size, PAGE_BYTES), self._queues, strict=True)
         }
-        self.page_of_daemon.serving(self._seen_s)  # should this one end before it serves
+        # Should this one end before it serves.
+        self.page_of_daemon.serving(self._seen_s)
+        shed, unjudged = self.counted
+        self.page_of_daemon.counted(shed, unjudged)
 
     def __enter__(self) -> Self:
         return self
@@ -300,12 +319,19 @@ class Ledger:
             self._path = None
 
     def _counts(self) -> bool:
-        """Whether packets are missing, or this daemon ends without having served after a kill."""
+        """Whether the next daemon needs the file.
+
+        Packets are missing, this daemon ends without having served after a kill, or it leaves rules
+        with packets that it has counted.
+        """
         if not self._pages:
             return bool(self.left)
-        seen_ms = self.page_of_daemon.left().seen_ms
-        unserved = 0 < seen_ms == int(self._seen_s * 1000)
-        return unserved or any(page.left().counts for page in self._pages.values())
+        ours = self.page_of_daemon.left()
+        unserved = 0 < ours.seen_ms == int(self._seen_s * 1000)
+        if not unserved:
+            self.page_of_daemon.serving(0)  # this is no kill
+        at_rules = bool(ours.shed or ours.unjudged)
+        return unserved or at_rules or any(page.left().counts for page in self._pages.values())
 
     def _complain(self, path: Path, error: OSError) -> None:
         self._notes.append(
@@ -332,7 +358,9 @@ class Ledger:
             same_boot = octets.startswith(self._header)
             for at in range(PAGE_BYTES, len(octets), PAGE_BYTES):
                 left = left_in(octets[at : at + PAGE_BYTES])
-                self.left.append(left if same_boot else left._replace(port_id=0, seen_ms=0))
+                if not same_boot:
+                    left = left._replace(port_id=0, seen_ms=0, shed=0, unjudged=0)
+                self.left.append(left)
         self._path = path
 
     def _mapped(self, size: int) -> mmap.mmap:
@@ -376,7 +404,8 @@ def left_in(octets: bytes) -> Left:
     """What a page has; nothing if it is damaged."""
     if len(octets) != PAGE_BYTES:
         return Left(None, 0, 0, 0, 0, 0, [])
-    queue, unrecorded, judging, port_id, drops, seen_ms, length, *_ = _WORDS.unpack_from(octets)
+    words = _WORDS.unpack_from(octets)
+    queue, unrecorded, judging, port_id, drops, seen_ms, length, *_ = words
     found = queue, unrecorded, judging, port_id, drops
     if any(number > most for number, most in zip(found, _MOST, strict=True)):
         return Left(None, 0, 0, 0, 0, 0, [])
@@ -386,7 +415,8 @@ def left_in(octets: bytes) -> Left:
         if length:
             held = msgspec.json.decode(octets[_TEXT_AT:][:length], type=list[Gap])
     queue_num = None if queue == 0 else queue - 1
-    return Left(queue_num, unrecorded, judging, port_id, drops, seen_ms, held)
+    shed, unjudged = words[_SHED], words[_UNJUDGED]
+    return Left(queue_num, unrecorded, judging, port_id, drops, seen_ms, held, shed, unjudged)
 
 
 def _locked(path: Path, beside: Path) -> int:

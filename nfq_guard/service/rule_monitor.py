@@ -48,11 +48,16 @@ _ENDING: Final = "the daemon is ending"
 _FAILURES: Final = 3
 # Root's change of the rules takes tens of milliseconds, unless others hold its locks.
 _HANDED_S: Final = 15.0
+_NO_PACKETS: Final = RuleCounters()
 
 
 def _unknown() -> frozenset[object] | None:
     """The place of the jumps is unknown: for a daemon that can list its rules."""
     return None
+
+
+def _keep_nothing(_counted: RuleCounters) -> None:
+    """Does nothing: for a monitor without a successor."""
 
 
 def _nothing() -> None:
@@ -132,6 +137,8 @@ class RuleMonitor:
         fail: Callable[[Exception], None] | None = None,
         jumps: Callable[[], frozenset[object] | None] = _unknown,
         made_anew: Callable[[], None] = _nothing,
+        counted: RuleCounters = _NO_PACKETS,
+        keep: Callable[[RuleCounters], None] = _keep_nothing,
         clock: Callable[[], float] = time.monotonic,
         cpu_clock: Callable[[], float] = cpu_time,
     ) -> None:
@@ -148,6 +155,8 @@ class RuleMonitor:
             jumps: Returns where rules lead to our chain, as `LegacyTables.jumps`; for a daemon that
                 is not allowed to list them.
             made_anew: Called after an installation, which may reset the rules' counters.
+            counted: The rules' counters as far as an earlier daemon counted them.
+            keep: Called with the counters as far as this one has.
             clock: Monotonic seconds.
             cpu_clock: CPU seconds so far; called in the thread of a check.
         """
@@ -169,7 +178,8 @@ class RuleMonitor:
         self._expected = ours
         self._checking = False
         self._closed = False
-        self._counted = RuleCounters()
+        self._counted = counted
+        self._keep = keep
         self._problem = ""
         self._forbidden = False
         self._checked_at: float | None = None
@@ -219,6 +229,15 @@ class RuleMonitor:
         self._generation = self._rules.generation()
         self._loop.background(self._check, self._checked, self._crashed)
 
+    def install(self) -> tuple[list[RuleCounters], RulesChange]:
+        """Install the rules, in a thread of the loop; returns what to `count`, and the change.
+
+        The counters of the rules before, and at once of the new ones, whose counts begin at 0.
+        """
+        counted = self._read_counters()
+        change = self._rules.install()
+        return counted + self._read_counters(), change
+
     def close(self) -> None:
         """Start no further check; one that is under way continues in its thread."""
         self._closed = self._over = True
@@ -245,12 +264,6 @@ class RuleMonitor:
         self._rules.spec = spec
         self._checking = True
 
-        def install() -> tuple[list[RuleCounters], RulesChange]:
-            # Of the rules before, and at once of the new ones, whose counts begin at 0.
-            counted = self._read_counters()
-            change = self._rules.install()
-            return counted + self._read_counters(), change
-
         def installed(result: tuple[list[RuleCounters], RulesChange]) -> None:
             counted, change = result
             for one in counted:
@@ -272,7 +285,7 @@ class RuleMonitor:
             finally:
                 self._change_next()
 
-        self._loop.background(install, installed, failed)
+        self._loop.background(self.install, installed, failed)
 
     def _read_counters(self) -> list[RuleCounters]:
         try:
@@ -412,4 +425,5 @@ class RuleMonitor:
         shed = counted.shed - before.shed
         if shed:
             self._events.emit(PacketsShed(packets=shed))
+        self._keep(counted)
         self.packets += RuleCounters(shed=shed, unjudged=counted.unjudged - before.unjudged)

@@ -211,3 +211,31 @@ def test_overloaded(faulty: Faulty, mode: FailMode) -> None:
     shed = guard.events("packets_shed")
     assert sum(one["packets"] for one in shed) == stopped["shed_packets"]
     assert (stopped["unjudged_drops"] >= flood - judged) is (mode is FailMode.KERNEL_DROP)
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_packets_above_the_rate_are_counted_once(
+    faulty: Faulty, tmp_path: Path, *, changed: bool
+) -> None:
+    """Also by daemons that find the rules of the one before, which was killed, or replace them."""
+    config = tmp_path / "c.toml"
+    lines = ["[daemon]", 'mode = "enforce"', f'control_socket = "{tmp_path}/s"']
+    lines += [f"max_rate_pps = {RATE_PPS}", "verify_rules_s = 0.5"]
+    config.write_text("\n".join(lines) + "\n" + POLICY)
+    words = ("--config", str(config))
+    connections: list[Connection] = []
+    for earlier in range(3):
+        if changed:
+            mode = FailMode.KERNEL_DROP if earlier % 2 else FailMode.OPEN
+            config.write_text("\n".join([*lines, f'fail_mode = "{mode}"']) + "\n" + POLICY)
+        with GuardProcess(faulty.host, tmp_path / "log", *words).ready() as guard:
+            connections = connections or [faulty.overrun.connect(PLAIN)]
+            faulty.overrun.overrun(connections, 500)
+            wait_for(lambda: len(guard.events("packets_shed")) > earlier)  # noqa: B023 - called here
+            guard.process.kill()
+            guard.process.wait(timeout=60)
+    with GuardProcess(faulty.host, tmp_path / "log", *words).ready() as guard:
+        assert guard.stop(is_quiet=False) == 0
+    shed = sum(one["packets"] for one in guard.events("packets_shed"))
+    assert 1000 < shed < 1500
+    assert not (tmp_path / "s.ledger").exists()

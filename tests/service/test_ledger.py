@@ -194,6 +194,7 @@ def test_a_file_of_another_boot(tmp_path: Path) -> None:
     first.page_of_daemon.serving(100)
     first.page(QUEUE).judged(2)
     first.page(QUEUE).dropped(77, 3)
+    first.page_of_daemon.counted(8, 9)
     killed(first)
     path = tmp_path / "s.ledger"
     boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
@@ -220,6 +221,27 @@ def test_a_start_that_fails_leaves_all_to_the_next(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with Ledger([QUEUE], tmp_path / "s", []):
         pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_packets_at_rules_that_stay_are_counted_on(tmp_path: Path) -> None:
+    """After a kill, a start that is killed too, and an orderly end, which is no unserved time."""
+    first = ledger(tmp_path, [None, 3])
+    assert first.counted == (0, 0)
+    first.page_of_daemon.counted(5, 6)
+    first.page_of_daemon.serving(100)
+    killed(first)
+    second = ledger(tmp_path)
+    assert second.counted == (5, 6)
+    killed(second)
+    with ledger(tmp_path) as third:
+        assert third.counted == (5, 6)
+        third.page_of_daemon.serving(101)
+        third.page_of_daemon.counted(7, 6)
+    with ledger(tmp_path) as fourth:
+        assert fourth.counted == (7, 6)
+        assert fourth.unserved_s(102) is None
+        fourth.page_of_daemon.counted(0, 0)  # it has removed them
     assert list(tmp_path.iterdir()) == []
 
 
@@ -291,10 +313,10 @@ def test_a_file_that_is_removed_before_it_is_locked(
 
 def test_a_file_of_an_older_or_damaged_format(tmp_path: Path) -> None:
     path = tmp_path / "s.ledger"
-    path.write_bytes(b"nfq_guard ledger 1\n" + bytes(3 * PAGE_BYTES))
+    path.write_bytes(b"nfq_guard ledger 2\n" + bytes(3 * PAGE_BYTES))
     with ledger(tmp_path) as one:
         assert one.left == []
-    path.write_bytes(b"nfq_guard ledger 2\n" + b"\xff" * (2 * PAGE_BYTES - 30))
+    path.write_bytes(b"nfq_guard ledger 3\n" + b"\xff" * (2 * PAGE_BYTES - 30))
     with ledger(tmp_path) as one:
         assert [each.counts for each in one.left] == [False]
 

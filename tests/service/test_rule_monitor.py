@@ -31,6 +31,7 @@ def difference(kind: Kind) -> Difference:
     )
 
 
+_NO_PACKETS = RuleCounters()
 MISSING = difference(Kind.MISSING_CHAIN)
 BEHIND = difference(Kind.JUMP_NOT_LAST)
 
@@ -91,8 +92,15 @@ class Monitored:
     """A monitor whose loop is driven by the test."""
 
     def __init__(
-        self, log: Path, *, reinstall: bool, ours: bool = True, keeps: bool = False
+        self,
+        log: Path,
+        *,
+        reinstall: bool,
+        ours: bool = True,
+        keeps: bool = False,
+        counted: RuleCounters = _NO_PACKETS,
     ) -> None:
+        self.kept: list[RuleCounters] = []
         self.failure: Exception | None = None
         self.rules = FakeRules()
         self.loop = Loop()
@@ -106,6 +114,8 @@ class Monitored:
             reinstall=reinstall,
             fail=self._fail if keeps else None,
             jumps=lambda: self.rules.jumps,
+            counted=counted,
+            keep=self.kept.append,
             clock=lambda: self.rules.now,
             cpu_clock=lambda: self.rules.cpu_s,
         )
@@ -156,8 +166,15 @@ Make = Callable[..., Monitored]
 def make(tmp_path: Path) -> Iterator[Make]:
     made: list[Monitored] = []
 
-    def build(*, reinstall: bool, ours: bool = True, keeps: bool = False) -> Monitored:
-        made.append(Monitored(tmp_path / "log", reinstall=reinstall, ours=ours, keeps=keeps))
+    def build(
+        *,
+        reinstall: bool,
+        ours: bool = True,
+        keeps: bool = False,
+        counted: RuleCounters = _NO_PACKETS,
+    ) -> Monitored:
+        log = tmp_path / "log"
+        made.append(Monitored(log, reinstall=reinstall, ours=ours, keeps=keeps, counted=counted))
         return made[-1]
 
     yield build
@@ -250,6 +267,20 @@ def test_packets_never_decrease(make: Make) -> None:
         one.rules.packets = RuleCounters(shed=shed, unjudged=0)
         one.check()
         assert one.monitor.packets.shed == total
+
+
+@pytest.mark.parametrize("before", [0, 5, 9])
+def test_packets_that_an_earlier_daemon_counted(make: Make, before: int) -> None:
+    """They are not counted again; how far this one has counted is kept for the next."""
+    one = make(reinstall=True, counted=RuleCounters(shed=before, unjudged=before))
+    one.rules.packets = RuleCounters(shed=9, unjudged=9)
+    one.check()
+    assert one.monitor.packets == RuleCounters(shed=9 - before, unjudged=9 - before)
+    assert one.kept == [one.rules.packets]
+    one.rules.packets = RuleCounters(shed=2)  # installed anew
+    one.check()
+    assert one.monitor.packets.shed == 9 - before + 2
+    assert one.kept[1:] == [one.rules.packets]
 
 
 def test_rules_of_the_operator_are_not_missed(make: Make) -> None:
