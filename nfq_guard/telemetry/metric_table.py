@@ -283,7 +283,8 @@ DAEMON_COUNTERS: Final = (
     Metric(
         Kind.COUNTER,
         "queue_full_passes",
-        "Packets that passed unjudged in fail mode open: a queue was full, or its worker replaced.",
+        "Packets that passed unjudged in fail mode open: a queue was full, or its worker replaced. "
+        "Only those that nfq-guard's own rules queue are known.",
         "packets",
         (),
         part=Part.KERNEL_COUNTERS,
@@ -291,7 +292,8 @@ DAEMON_COUNTERS: Final = (
     Metric(
         Kind.COUNTER,
         "unserved_drops",
-        "Packets that fail mode closed or kernel-drop dropped while a worker was replaced.",
+        "Packets that fail mode closed or kernel-drop dropped while a worker was replaced. "
+        "Only those that nfq-guard's own rules queue are known.",
         "packets",
         (),
         part=Part.KERNEL_COUNTERS,
