@@ -15,6 +15,8 @@ from benchmarks.site import BUILD, REPO, Site, queues
 
 COMPILED: Final = REPO / "build" / "compiled"
 PEERS: Final = Path(__file__).parent / "peers"
+# Flows that a policy may heal are not offloaded.
+OFFLOADABLE: Final = '[policy]\ni_know = "drops everything"\ninclude = "preset:strict"'
 _READY_S: Final = 10
 
 C: Final = "C, accept only"

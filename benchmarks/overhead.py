@@ -64,8 +64,7 @@ def mitigations() -> list[Mitigation]:
         Mitigation(
             name="guard with offload",
             mode="enforce",
-            # Flows that the policy may heal are not offloaded.
-            daemon='offload = true\n[policy]\ninclude = "preset:strict"',
+            daemon=f"offload = true\n{contenders.OFFLOADABLE}",
             missing="" if there else "this version of the guard has no offload",
         ),
     ]

@@ -121,8 +121,7 @@ def _guard(name: str) -> contenders.Contender:
 
     def words(site: Site, queue_num: int) -> list[str]:
         offload = "offload = true" if name == OFFLOAD else ""
-        # Flows that the policy may heal are not offloaded.
-        policy = '[policy]\ninclude = "preset:strict"'
+        policy = contenders.OFFLOADABLE
         config = contenders.configuration(site, queue_num, daemon=offload, policy=policy)
         return [
             sys.executable,
