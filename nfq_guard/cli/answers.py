@@ -9,8 +9,8 @@ from typing import Annotated, Any, Final, NotRequired, TypedDict
 import msgspec
 from msgspec import Meta
 
-from nfq_guard.errors import NfqGuardError
 from nfq_guard.service.control.commands import ModeRecord
+from nfq_guard.service.status import another_version
 from nfq_guard.service.worker.history import EndsRecord
 
 
@@ -82,5 +82,5 @@ def checked(message: Any, shape: Any) -> Any:  # noqa: ANN401 - any JSON, of any
     try:
         msgspec.convert(message, shape)
     except msgspec.ValidationError as error:
-        raise NfqGuardError(f"the daemon has another version: {error}") from None
+        raise another_version(error) from None
     return message

@@ -224,7 +224,12 @@ def decode(table: object) -> Status:
         folded["queues"] = [_fold(QueueStatus, queue) for queue in folded.get("queues", ())]
         return msgspec.convert(folded, Status)
     except (msgspec.ValidationError, TypeError) as error:
-        raise NfqGuardError(f"the daemon has another version: {error}") from None
+        raise another_version(error) from None
+
+
+def another_version(error: Exception) -> NfqGuardError:
+    """The error for a response of another shape, with what is wrong in it."""
+    return NfqGuardError(f"the daemon has another version: {error}")
 
 
 def _unfold(table: dict[str, Any]) -> dict[str, Any]:
