@@ -267,7 +267,14 @@ def _passed_packets(
     def queued() -> int | None:
         return queued_packets(legacy)
 
-    return PassedPackets(queued, numbered), PassedPackets(queued, numbered)
+    def nothing() -> None:
+        return None
+
+    passed = PassedPackets(queued, numbered)
+    if len(settings.queue_numbers) == 1:
+        # The daemon itself serves the queue: no packet comes while none does.
+        return passed, PassedPackets(nothing, nothing)
+    return passed, PassedPackets(queued, numbered)
 
 
 def open_log(settings: Settings) -> EventLog:
