@@ -55,6 +55,8 @@ def replacing(path: Path, permissions: int | None = None) -> Iterator[BinaryIO]:
                 raise FileExistsError(0, "replaced while it was opened", str(path))
             yield file
         return
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     unfinished = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     # Created with the caller's umask.
     file = unfinished.open("xb")

@@ -149,6 +149,12 @@ def test_links_of_the_administrator_are_followed(tmp_path: Path) -> None:
         appended(Path("/"))
 
 
+def test_a_directory_is_refused_before_its_content_is_made(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError), replacing(tmp_path):
+        pytest.fail("it was opened")
+    assert not list(tmp_path.parent.glob(f".{tmp_path.name}.*"))
+
+
 def test_a_file_of_ours_in_a_directory_of_all_is_appended_to(shared: Path) -> None:
     appended(shared / "log")
     appended(shared / "log")
