@@ -143,7 +143,7 @@ fuzz: fuzz-inputs fuzz-decode ## fuzz the replay of captures too, coverage-guide
 	cd build/fuzz && PYTHONPATH=$(CURDIR) $(CURDIR)/$(BIN)/python $(CURDIR)/tests/fuzz_replay.py \
 		--seconds $(FUZZ_SECONDS)
 
-faults: build/wheels/made ## inject faults for about 25 minutes, measure what they cost, write docs/faults.md (root)
+faults: build/wheels/made ## inject faults for about half an hour, measure what they cost, write docs/faults.md (root)
 	$(BIN)/python -m tests.faults --seed $(SEED) --page
 
 faults-short: build/wheels/made ## the same a few times each, minutes, and no page (root)

@@ -187,7 +187,7 @@ CATALOGUE: Final = (
         "F21",
         "hours of traffic",
         ("soak",),
-        reason="the delay differs by more from round to round; see the curve",
+        reason="delays of single rounds differ by a quarter; see the curve",
     ),
     Entry(
         "F22",

@@ -45,7 +45,7 @@ SHORT: Final = Size(
     inputs=3_000,
     transfers=100,
 )
-# The whole campaign takes about 25 minutes on a quiet machine, ten of them the soak.
+# The whole campaign takes about half an hour on a quiet machine, 14 minutes of it the soak.
 LONG: Final = Size(
     reloads=1_000, corrupted=1_000, packets=400_000, signals=20, starts=10, requests=10_000,
     entries=1 << 20, soak_s=600, inputs=300_000, transfers=2_000,
