@@ -175,6 +175,16 @@ def load_settings(path: Path | None) -> Settings:
     return tables.settings
 
 
+def cut_to_nothing(source: str, other: str) -> ConfigError:
+    """Why the file `source` without a table is not taken in place of `other`, which has one.
+
+    All its settings would be the defaults, which would end enforcement.
+    """
+    expected = f"a table [daemon] or [policy], as in {other}"
+    found = "none; a line with [daemon] stands for the defaults"
+    return ConfigError(source, [Mistake("", expected, found)])
+
+
 def _unchanged(settings: Settings) -> Settings:
     return settings
 

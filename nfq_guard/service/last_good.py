@@ -15,7 +15,7 @@ import msgspec
 from nfq_guard.errors import ConfigError, ConfigShortageError, Mistake, OutputError
 from nfq_guard.outfile import replacing
 from nfq_guard.policyfile import LARGEST_FILE_BYTES, read_file
-from nfq_guard.service.config import Config, LoadedPolicy, load_config
+from nfq_guard.service.config import Config, LoadedPolicy, cut_to_nothing, load_config
 from nfq_guard.service.config import load_settings as load_settings_alone
 from nfq_guard.service.settings import Settings
 from nfq_guard.telemetry.events import timestamp
@@ -67,6 +67,9 @@ class Found(NamedTuple):
 def load(path: Path | None, copy: Path | None) -> Found:
     """Load the configuration, or the last good one if it has mistakes.
 
+    A file that a crash of the host has cut to nothing is such a mistake if the last good one had a
+    table: its defaults are a dry-run.
+
     Args:
         path: As `config.read_config`.
         copy: The file in which `save` keeps the last good configuration; None for none.
@@ -75,7 +78,10 @@ def load(path: Path | None, copy: Path | None) -> Found:
         ConfigError: With every mistake of the configuration, if there is no last good one.
     """
     try:
-        return Found(load_config(path))
+        config = load_config(path)
+        if not config.is_empty or copy is None:
+            return Found(config)
+        return _rather_than_nothing(config, path, copy)
     except ConfigError as error:
         if copy is None or isinstance(error, ConfigShortageError):
             raise
@@ -91,6 +97,20 @@ def load(path: Path | None, copy: Path | None) -> Found:
             ]
             raise ConfigError(error.source, [*error.mistakes, *mistakes]) from None
         raise
+
+
+def _rather_than_nothing(config: Config, path: Path | None, copy: Path) -> Found:
+    """The last good configuration in place of a file without a table, if it had one."""
+    try:
+        kept = _read(copy)
+        if kept is not None:
+            before = load_config(path, kept.read)
+            if not before.is_empty:
+                error = cut_to_nothing(config.source, "the last good configuration")
+                return Found(before, error, kept.at)
+    except ConfigError:
+        pass  # it is of no use, so the file stands for the defaults, as without one
+    return Found(config)
 
 
 def load_settings(path: Path | None, copy: Path | None) -> Settings:

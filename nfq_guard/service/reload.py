@@ -11,8 +11,8 @@ from contextlib import ExitStack
 from typing import final
 
 from nfq_guard.engine import Mode
-from nfq_guard.errors import ConfigError, Mistake, NfqGuardError
-from nfq_guard.service.config import LoadedPolicy
+from nfq_guard.errors import NfqGuardError
+from nfq_guard.service.config import LoadedPolicy, cut_to_nothing
 from nfq_guard.service.control.protocol import Responder, Response
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
@@ -100,10 +100,7 @@ class Reloader:
 
     def _adopt(self, loaded: LoadedPolicy) -> None:
         if loaded.empty and not self.loaded.empty:
-            # A file that was cut to nothing must not end enforcement.
-            expected = "a table [daemon] or [policy], as in the configuration in force"
-            found = "none; a line with [daemon] stands for the defaults"
-            self._refuse(str(ConfigError(loaded.empty, [Mistake("", expected, found)])))
+            self._refuse(str(cut_to_nothing(loaded.empty, "the configuration in force")))
             return
 
         def done(problem: str) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Starting with a faulty configuration: the daemon uses the last good one, if it exists."""
+"""Starting with a faulty or empty configuration: the daemon uses the last good one, if any."""
 
 import os
 from collections.abc import Callable
@@ -56,7 +56,13 @@ def _bad_shadow(path: Path) -> None:
     path.with_name("trial.toml").write_text("[policy]\nnonsense = 1\n", encoding="utf-8")
 
 
-@pytest.mark.parametrize("spoil", [_no_table, _in_policy, _no_include, _bad_shadow, Path.unlink])
+def _emptied(path: Path) -> None:
+    path.write_text("# nothing but a comment\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "spoil", [_no_table, _in_policy, _no_include, _bad_shadow, Path.unlink, _emptied]
+)
 def test_whichever_file_has_the_mistake(
     file: Path, copy: Path, spoil: Callable[[Path], None]
 ) -> None:
@@ -75,6 +81,18 @@ def test_a_good_file_is_not_replaced(file: Path, copy: Path) -> None:
     file.write_text("[daemon]\nqueue = 6\n", encoding="utf-8")
     assert load(file, copy).config.settings.queue == 6
     assert load_settings(file, copy).queue == 6
+
+
+def test_an_empty_file_stands_for_the_defaults_without_a_copy_that_had_a_table(
+    file: Path, copy: Path
+) -> None:
+    file.write_text("", encoding="utf-8")
+    defaults = Settings()
+    assert load(file, None).config.settings == defaults
+    save(copy, load_policy_for(defaults, file))
+    assert load(file, copy).refused is None
+    copy.write_text("[]", encoding="utf-8")
+    assert load(file, copy).config.settings == load_settings(file, copy) == defaults
 
 
 def _not_there(copy: Path) -> None:
