@@ -556,9 +556,14 @@ def test_a_restart_carries_on_with_the_last_good_configuration(guest: Guest) -> 
     told = guest.sh("nfq-guard status")
     assert "daemon.nonsense" in told
     assert "enforce" in told
-    saved = guest.sh("iptables-save -t mangle")
+    saved = guest.sh("iptables-save -t mangle | grep ^-A")
     assert "--queue-num 3" in saved
     assert "--queue-bypass" not in saved
+    guest.sh(": >/etc/nfq-guard/nfq-guard.toml")
+    guest.sh("systemctl restart nfq-guard")
+    refused = event(guest, guest.show("MainPID"), "config_refused")
+    assert "a table [daemon] or [policy]" in str(refused["NFQ_MISTAKES"])
+    assert guest.sh("iptables-save -t mangle | grep ^-A") == saved
     guest.sh(f"kill -9 {guest.show('MainPID')}")
     guest.until(lambda: guest.show("NRestarts") == "1", "a restart")
     guest.until(lambda: guest.show("ActiveState") == "active", "ready again")
