@@ -31,8 +31,8 @@ _SOAK: Final = """
 ## The soak test
 
 The daemon during F21; `.venv/bin/python -m tests.faults --fault soak --soak SECONDS` draws the
-figure anew. Its delay is that of single rounds, which differ by a quarter and follow the speed of the
-machine. The table compares that of this daemon at the end with that of one just started, in turn.
+figure anew. Its delay is that of single rounds, which differ by a quarter and follow the speed of
+the machine. The table compares that of this daemon at its end with one just started, in turn.
 
 ![memory, descriptors and delay](soak.svg)
 """
