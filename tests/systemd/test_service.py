@@ -892,11 +892,11 @@ def test_stop_leaves_nothing_behind(guest: Guest) -> None:
 def test_a_stop_leaves_nothing_of_a_daemon_that_is_killed_meanwhile(
     guest: Guest, fail_mode: str
 ) -> None:
-    """As by an administrator for whom the stop takes too long."""
+    """As by an administrator for whom the stop takes too long, here because the daemon hangs."""
     guest.configure(f'mode = "enforce"\nfail_mode = "{fail_mode}"')
     guest.sh("systemctl restart nfq-guard")
     pid = guest.show("MainPID")
-    guest.sh(f"systemctl stop --no-block nfq-guard; kill -9 {pid}")
+    guest.sh(f"kill -STOP {pid}; systemctl stop --no-block nfq-guard; kill -9 {pid}")
     ended = {"inactive", "failed"}
     guest.until(lambda: guest.show("ActiveState") in ended, "the service is stopped")
     assert rules(guest) == 0
