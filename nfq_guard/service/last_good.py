@@ -75,42 +75,44 @@ def load(path: Path | None, copy: Path | None) -> Found:
         copy: The file in which `save` keeps the last good configuration; None for none.
 
     Raises:
-        ConfigError: With every mistake of the configuration, if there is no last good one.
+        ConfigError: With every mistake of the configuration, if there is no last good one that can
+            be used.
     """
     try:
         config = load_config(path)
-        if not config.is_empty or copy is None:
-            return Found(config)
-        return _rather_than_nothing(config, path, copy)
     except ConfigError as error:
         if copy is None or isinstance(error, ConfigShortageError):
             raise
-        try:
-            kept = _read(copy)
-            if kept is not None:
-                return Found(load_config(path, kept.read), error, kept.at)
-        except ConfigError as unusable:
-            # Otherwise nothing would say why the daemon does not start with the last good one.
-            mistakes = [
-                one._replace(key=f"(last good {copy}) {one.key}".rstrip(), line=0)
-                for one in unusable.mistakes
-            ]
-            raise ConfigError(error.source, [*error.mistakes, *mistakes]) from None
-        raise
+        found = _in_place_of(error, path, copy)
+        if found is None:
+            raise
+        return found
+    if copy is not None and config.is_empty:
+        refused = cut_to_nothing(config.source, "the last good configuration")
+        found = _in_place_of(refused, path, copy)
+        if found is not None and not found.config.is_empty:
+            return found
+    return Found(config)
 
 
-def _rather_than_nothing(config: Config, path: Path | None, copy: Path) -> Found:
-    """The last good configuration in place of a file without a table, if it had one."""
+def _in_place_of(refused: ConfigError, path: Path | None, copy: Path) -> Found | None:
+    """The last good configuration; None without one.
+
+    Raises:
+        ConfigError: It cannot be used; with the mistakes of `refused` and its own.
+    """
     try:
         kept = _read(copy)
-        if kept is not None:
-            before = load_config(path, kept.read)
-            if not before.is_empty:
-                error = cut_to_nothing(config.source, "the last good configuration")
-                return Found(before, error, kept.at)
-    except ConfigError:
-        pass  # it is of no use, so the file stands for the defaults, as without one
-    return Found(config)
+        return None if kept is None else Found(load_config(path, kept.read), refused, kept.at)
+    except ConfigShortageError:
+        raise
+    except ConfigError as unusable:
+        # Otherwise nothing would say why the daemon does not start with the last good one.
+        mistakes = [
+            one._replace(key=f"(last good {copy}) {one.key}".rstrip(), line=0)
+            for one in unusable.mistakes
+        ]
+        raise ConfigError(refused.source, [*refused.mistakes, *mistakes]) from None
 
 
 def load_settings(path: Path | None, copy: Path | None) -> Settings:

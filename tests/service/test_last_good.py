@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nfq_guard.errors import ConfigError, OutputError
+from nfq_guard.errors import ConfigError, ConfigShortageError, Mistake, OutputError
 from nfq_guard.service.config import load_policy_for
 from nfq_guard.service.last_good import load, load_settings, save
 from nfq_guard.service.settings import Settings
@@ -91,7 +91,7 @@ def test_an_empty_file_stands_for_the_defaults_without_a_copy_that_had_a_table(
     assert load(file, None).config.settings == defaults
     save(copy, load_policy_for(defaults, file))
     assert load(file, copy).refused is None
-    copy.write_text("[]", encoding="utf-8")
+    copy.unlink()
     assert load(file, copy).config.settings == load_settings(file, copy) == defaults
 
 
@@ -126,6 +126,33 @@ def test_without_a_copy_the_mistakes_are_an_error(
         # A copy that cannot be used is named.
         unusable = path is not None and spoil is not _not_there
         assert (f"(last good {copy}): expected " in str(refused.value)) is unusable
+
+
+@pytest.mark.parametrize("spoil", [_cut, _no_file, _of_another])
+def test_an_empty_file_is_an_error_beside_a_copy_that_cannot_be_used(
+    file: Path, copy: Path, spoil: Callable[[Path], None]
+) -> None:
+    """The defaults would end enforcement, and take the place of the copy."""
+    spoil(copy)
+    _emptied(file)
+    with pytest.raises(ConfigError, match=r"a table \[daemon\] or \[policy\]") as refused:
+        load(file, copy)
+    assert f"(last good {copy}): expected " in str(refused.value)
+
+
+@pytest.mark.parametrize("spoil", [_in_policy, _emptied])
+def test_a_shortage_at_the_copy_is_no_mistake(
+    file: Path, copy: Path, spoil: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a mistake the service would not be restarted."""
+
+    def short(path: Path, most: int) -> bytes:
+        raise ConfigShortageError(str(path), [Mistake("", "a readable file", f"{most} too many")])
+
+    spoil(file)
+    monkeypatch.setattr("nfq_guard.service.last_good.read_file", short)
+    with pytest.raises(ConfigShortageError):
+        load(file, copy)
 
 
 def test_a_copy_that_cannot_be_written_leaves_the_last_one(file: Path, tmp_path: Path) -> None:
