@@ -123,13 +123,14 @@ def _beside_a_fresh_one(
     """The 99th percentile of the delay, seconds: of this daemon, and of one just started."""
     seconds = min(_TURN_MAX_S, size.soak_s / 12)
     delays = (array("d"), array("d"))
-    with rig(at.folder / "fresh") as other, _started(other):
-        _round(other, 2 * seconds, rng)
+    with rig(at.folder / "fresh") as other, _started(other) as guard:
+        fates.add(_round(other, 2 * seconds, rng))
         for turn in range(max(2, min(_TURNS_MAX, size.soak_s // 30))):
             for which in (0, 1) if turn % 2 else (1, 0):
                 stream = _round((at, other)[which], seconds, rng)
                 fates.add(stream)
                 delays[which].extend(stream.delays)
+        assert guard.stop() == 0
     return percentile(delays[0], 0.99), percentile(delays[1], 0.99)
 
 
