@@ -106,7 +106,9 @@ class LineSink:
                 self._fail(octets, error, now)
                 return
             self._rest = octets[written:]
-            if self._rest and self._regular:
+            if not self._rest:
+                self._cut = b""
+            elif self._regular:
                 self._note_cut(octets[:written])
         self._retry_at = 0.0
         self._failing = False

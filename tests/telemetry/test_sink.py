@@ -238,6 +238,24 @@ def test_every_line_is_whole_after_a_full_disk(tmp_path: Path, change: str) -> N
     )
 
 
+def test_a_rotation_after_a_full_disk_repeats_nothing(tmp_path: Path) -> None:
+    """The line that the disk cut was completed in the old file."""
+    path = tmp_path / "log"
+    sink = LineSink(path)
+    with disk_of(25):
+        for number in range(4):
+            sink.write(b"line %04d\n" % number)
+        sink.push(0)
+    sink.push(1)
+    assert path.read_bytes().splitlines()[-1] == b"line 0003"
+    path.rename(tmp_path / "log.1")
+    sink.follow()
+    sink.write(b"line 0004\n")
+    sink.push(2)
+    sink.close(2)
+    assert path.read_bytes() == b"line 0004\n"
+
+
 def test_lines_that_no_disk_takes_are_counted_before_the_end(tmp_path: Path) -> None:
     sink = LineSink(tmp_path / "log")
     with disk_of(25):
