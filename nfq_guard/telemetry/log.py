@@ -208,6 +208,14 @@ class EventLog:
         self.outputs[place].sink.write(line[1:])
         return True
 
+    def begin_waiting_elsewhere(self) -> None:
+        """From now on have threads wait for the file systems of files.
+
+        Called in the process that writes, once privileges were given up.
+        """
+        for sink in self._all:
+            sink.begin_waiting_elsewhere()
+
     def push(self, now: float) -> None:
         """Write queued lines, as far as possible without blocking.
 

@@ -6,11 +6,15 @@ the ring. When the ring is full, the oldest line is dropped and counted: a flood
 cause lines faster than the log can be read.
 """
 
+import _thread
 import errno
 import os
 import socket
 import stat
 from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final, final
 
@@ -20,6 +24,94 @@ _RING_BYTES: Final = 1 << 20
 _WRITE_BYTES: Final = 1 << 16
 # Minimum time between two attempts after a failure, seconds: each attempt costs a system call.
 _RETRY_S: Final = 0.5
+# Time for which a file system may keep the caller waiting, seconds. Most writes take microseconds.
+_ANSWER_S: Final = 0.01
+# Time within which a thread starts, seconds.
+_START_S: Final = 1.0
+# Made in time: without memory it could not be.
+_NO_MEMORY: Final = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+# Purposes of calls.
+_WRITE: Final = "write"
+_FOLLOW: Final = "follow"
+
+
+@final
+class _Caller:
+    """A thread that makes one call at a time, for calls that a file system may not answer.
+
+    No signal interrupts a write to a file system that is frozen for a snapshot, or whose server is
+    gone.
+    """
+
+    def __init__(self) -> None:
+        """Start the thread.
+
+        Raises:
+            RuntimeError: It does not start, as without the memory for it.
+        """
+        self._call: Callable[[], object] | None = None
+        self._result: object = None
+        self._error: OSError | None = None
+        self._wanted = _thread.allocate_lock()
+        self._made = _thread.allocate_lock()
+        self._wanted.acquire()
+        self._made.acquire()
+        self._purpose = ""
+        _thread.start_new_thread(self._run, ())
+        if not self._made.acquire(timeout=_START_S):
+            raise RuntimeError
+
+    def makes(self, purpose: str) -> bool:
+        """Whether it makes a call for this purpose whose result was not fetched."""
+        return self._purpose == purpose
+
+    def result(self, purpose: str, call: Callable[[], object]) -> object:
+        """The result of `call`, or of the call for the same purpose that is being made.
+
+        Raises:
+            BlockingIOError: None yet. The result of the call is that of a later one.
+            OSError: The call raised it.
+        """
+        if self._purpose not in {"", purpose}:
+            self._await(0.0)  # nobody needs that result any more
+            self._error = None
+        patience_s = 0.0
+        if not self._purpose:
+            self._purpose = purpose
+            self._call = call
+            self._wanted.release()
+            patience_s = _ANSWER_S
+        self._await(patience_s)
+        error, self._error = self._error, None
+        if error is not None:
+            raise error.with_traceback(None)
+        return self._result
+
+    def end(self) -> None:
+        """End the thread, once its call returns."""
+        if not self._purpose:
+            self._call = None
+            self._wanted.release()
+
+    def _await(self, patience_s: float) -> None:
+        if not self._made.acquire(timeout=patience_s):
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        self._purpose = ""
+
+    def _run(self) -> None:
+        self._made.release()
+        while True:
+            self._wanted.acquire()
+            call = self._call
+            if call is None:
+                return
+            try:
+                self._result = call()
+            except OSError as error:
+                self._error = error
+            except MemoryError:
+                self._error = _NO_MEMORY
+            self._made.release()
 
 
 @final
@@ -62,11 +154,25 @@ class LineSink:
         self._cut = b""
         self._cut_at = -1
         self._regular = False
+        self._on_disk = False
         self._unsure = False
         self._retry_at = 0.0
         self._socket: socket.socket | None = None
         self._datagrams = datagrams
+        self._caller: _Caller | None = None
+        self._size = 0
+        self._is_named = True
         self._fd = self._open()
+
+    def begin_waiting_elsewhere(self) -> None:
+        """From now on have a thread wait for the file system of a regular file.
+
+        Called once privileges were given up, which a thread from before would keep. Without the
+        memory for a thread, do nothing.
+        """
+        if self._on_disk and self._caller is None:
+            with suppress(RuntimeError, MemoryError):
+                self._caller = _Caller()
 
     @property
     def waiting(self) -> int:
@@ -119,7 +225,7 @@ class LineSink:
 
     def reopen(self) -> None:
         """Reopen the file by name, after a rotation; on failure the old one stays open."""
-        if self._socket is not None or isinstance(self._target, int):
+        if self._socket is not None or isinstance(self._target, int) or self._is_writing():
             return
         try:
             fd = self._open()
@@ -133,23 +239,38 @@ class LineSink:
     def follow(self) -> int:
         """Reopen the file by name if another file, or none, has that name now.
 
-        Returns the size of the file.
+        Returns the size of the file, or while its file system does not answer the last one.
         """
-        mine = os.fstat(self._fd)
+        if self._is_writing():
+            return self._size
         if self._socket is not None or not isinstance(self._target, Path):
-            return mine.st_size
-        try:
-            named: os.stat_result | None = self._target.stat()
-        except OSError:
-            named = None
-        if named is None or not os.path.samestat(mine, named):
+            self._size = os.fstat(self._fd).st_size
+            return self._size
+        caller = self._caller
+        if caller is None:
+            self._look(self._target)
+        else:
+            with suppress(BlockingIOError):
+                caller.result(_FOLLOW, partial(self._look, self._target))
+        if not self._is_named:
+            self._is_named = True
             self.reopen()
-            mine = os.fstat(self._fd)
-        return mine.st_size
+            self._size = os.fstat(self._fd).st_size
+        return self._size
+
+    def _look(self, target: Path) -> None:
+        """Note the size of the file, and whether it has its name."""
+        mine = os.fstat(self._fd)
+        self._size = mine.st_size
+        try:
+            self._is_named = os.path.samestat(mine, target.stat())
+        except OSError:
+            self._is_named = False
 
     def forked(self) -> None:
         """Forget lines and counts of the parent process, which still has them; in its child."""
         self._clear()
+        self._caller = None
         self.dropped = 0
         self.errors = 0
         self.last_error = ""
@@ -159,7 +280,7 @@ class LineSink:
         if self._failing:
             self._retry_at = 0.0
             self.push(now)
-        if self._failing:
+        if self._failing and not self._is_writing():
             self.dropped += self.waiting
             self._clear()
 
@@ -173,6 +294,12 @@ class LineSink:
             self._socket.close()
         else:
             os.close(self._fd)
+        if self._caller is not None:
+            self._caller.end()
+
+    def _is_writing(self) -> bool:
+        """Whether a write is under way whose file system does not answer."""
+        return self._caller is not None and self._caller.makes(_WRITE)
 
     def _clear(self) -> None:
         """Forget all lines that wait."""
@@ -188,9 +315,10 @@ class LineSink:
                 return self._socket.fileno()
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK
             fd = outfile.opened(self._target, flags, 0o640)
-            self._regular = self._unsure = stat.S_ISREG(os.fstat(fd).st_mode)
+            self._on_disk = self._regular = self._unsure = stat.S_ISREG(os.fstat(fd).st_mode)
             return fd
         kind = os.fstat(self._target).st_mode
+        self._on_disk = stat.S_ISREG(kind)
         if stat.S_ISSOCK(kind):
             self._socket = socket.socket(fileno=os.dup(self._target))
             self._datagrams = self._socket.type != socket.SOCK_STREAM
@@ -263,6 +391,10 @@ class LineSink:
             return self._socket.sendto(octets, flags, str(self._target))
         if self._socket is not None:
             return self._socket.send(octets, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        if self._caller is not None and self._on_disk:
+            written = self._caller.result(_WRITE, partial(os.write, self._fd, octets))
+            assert isinstance(written, int)  # noqa: S101 - as `os.write` returns it
+            return written
         return os.write(self._fd, octets)
 
     def _fail(self, octets: bytes, error: OSError, now: float) -> None:

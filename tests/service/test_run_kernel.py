@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
 """`nfq-guard run` as an operator runs it, on real queues in separate namespaces."""
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from nfq_guard.lab.netns import Namespace
 from nfq_guard.lab.pace import limit
 from nfq_guard.nfqueue.reader import QueueReader
 from nfq_guard.service import passed_sockets
+from tests.support.missing import cannot_run
 from tests.support.queue import (
     QUEUE,
     THAT_PORT_POLICY,
@@ -171,6 +173,70 @@ def test_full_disk(inside: Namespace, tmp_path: Path) -> None:
         wait_for(lambda: idle(inside))
         assert udp.received() == list(range(300))
         assert guard.stop() == 0
+
+
+@contextlib.contextmanager
+def disk(place: Path) -> Iterator[Path]:
+    """A file system of its own, thawed at the end."""
+    image, mounted = place / "image", place / "disk"
+    mounted.mkdir()
+    with image.open("wb") as file:
+        file.truncate(16 << 20)
+    made = subprocess.run(["mkfs.ext4", "-q", "-F", image], check=False, capture_output=True)
+    if (
+        made.returncode
+        or subprocess.run(["mount", "-o", "loop", image, mounted], check=False).returncode
+    ):
+        cannot_run("no loop device, or no ext4")
+    try:
+        yield mounted
+    finally:
+        subprocess.run(["fsfreeze", "-u", mounted], check=False, stderr=subprocess.DEVNULL)
+        subprocess.run(["umount", "--lazy", mounted], check=True)
+
+
+@pytest.mark.parametrize("setting", ["log", "events_file"])
+@pytest.mark.parametrize("queues", ["", f"queues = '{QUEUE}-{QUEUE + 1}'"], ids=["one", "two"])
+def test_a_frozen_disk_delays_no_packet(
+    inside: Namespace, tmp_path: Path, setting: str, queues: str
+) -> None:
+    """Backups freeze file systems for seconds; no signal ends a process that writes then."""
+    with disk(tmp_path) as frozen:
+        file = frozen / "events"
+        config = configured(
+            tmp_path / "c",
+            f'{setting} = "{file}"',
+            queues,
+            "log_interval_s = 0",
+            'mode = "enforce"',
+            'fail_mode = "closed"',
+            policy=THAT_PORT_POLICY.replace('"drop"', '"log"'),
+        )
+
+        def recorded() -> int:
+            return file.read_bytes().count(b'"packet_judged"')
+
+        # The disk thaws before the process is waited for.
+        with (
+            Datagrams(inside) as udp,
+            GuardProcess(inside, tmp_path / "log", "--config", config),
+        ):
+            wait_for(lambda: f"{QUEUE} " in kernel_queues(inside))
+            udp.send(20)
+            wait_for(lambda: file.exists() and recorded() == 20)
+            subprocess.run(["fsfreeze", "-f", frozen], check=True)
+            try:
+                for _ in range(5):
+                    udp.send(20)
+                    wait_for(lambda: idle(inside))
+                assert udp.received() == [*range(20)] * 6
+            finally:
+                subprocess.run(["fsfreeze", "-u", frozen], check=True)
+            wait_for(lambda: recorded() == 120)
+
+
+def kernel_queues(namespace: Namespace) -> str:
+    return namespace.run("cat", "/proc/net/netfilter/nfnetlink_queue").stdout
 
 
 def test_stalled_reader_of_the_log(inside: Namespace, tmp_path: Path) -> None:

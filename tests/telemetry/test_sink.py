@@ -3,12 +3,15 @@ import os
 import resource
 import socket
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from nfq_guard.lab.pace import limit
 from nfq_guard.telemetry.sink import LineSink
 
 
@@ -48,6 +51,67 @@ def test_stalled_pipe_never_blocks_and_drops_the_oldest() -> None:
     assert sink.waiting == 0
     sink.close(0)
     os.close(reading)
+
+
+def test_a_file_system_that_does_not_answer_blocks_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that is frozen for a snapshot. The oldest lines are dropped, the others are whole."""
+    sink = LineSink(tmp_path / "log", ring_bytes=10_000)
+    sink.begin_waiting_elsewhere()
+    thawed = threading.Event()
+    thread = threading.get_ident()
+
+    def frozen(fd: int, octets: bytes) -> int:
+        if threading.get_ident() == thread:  # would be blocked for as long
+            pytest.fail("the caller writes itself")
+        thawed.wait()
+        return os.writev(fd, [octets])
+
+    lines = 5_000
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", frozen)
+        begin = time.monotonic()
+        for number in range(lines):
+            sink.write(b"%08d\n" % number)
+            sink.push(float(number))
+            sink.follow()
+            sink.reopen()
+        assert time.monotonic() - begin < limit(1)
+        assert sink.waiting + sink.dropped == lines
+        assert sink.dropped > 3_000
+        thawed.set()
+        turn = float(lines)
+        while sink.waiting and turn < 2 * lines:
+            sink.push(turn)
+            turn += 1
+            time.sleep(0.001)
+    numbers = [int(line) for line in (tmp_path / "log").read_bytes().splitlines()]
+    assert len(numbers) == lines - sink.dropped
+    assert numbers == sorted(numbers)
+    assert numbers[-1] == lines - 1
+    assert sink.follow() == 9 * len(numbers)
+    sink.close(turn)
+
+
+def test_failures_and_rotations_while_a_thread_waits_for_the_disk(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    sink = LineSink(log)
+    sink.begin_waiting_elsewhere()
+    with disk_of(25):
+        for number in range(100):
+            sink.write(b"line %04d\n" % number)
+        sink.push(0)
+        assert (sink.waiting, sink.errors, sink.last_error) == (98, 1, "File too large")
+    sink.push(1)
+    assert sink.waiting == 0
+    assert sink.follow() == 1000
+    log.rename(tmp_path / "log.1")
+    assert sink.follow() == 0
+    sink.write(b"anew\n")
+    sink.push(2)
+    assert log.read_bytes() == b"anew\n"
+    sink.close(3)
 
 
 def test_the_given_descriptor_stays_blocking() -> None:
