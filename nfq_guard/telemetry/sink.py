@@ -277,10 +277,15 @@ class LineSink:
 
     def give_up(self, now: float) -> None:
         """Count waiting lines as dropped if they cannot be written, because the end is near."""
-        if self._failing:
+        if self._failing or self._is_writing():
             self._retry_at = 0.0
             self.push(now)
-        if self._failing and not self._is_writing():
+        if self._is_writing():
+            # What is being written reaches the file once its file system answers.
+            self.dropped += len(self._ring)
+            self._ring.clear()
+            self._ring_bytes = 0
+        elif self._failing:
             self.dropped += self.waiting
             self._clear()
 

@@ -94,6 +94,39 @@ def test_a_file_system_that_does_not_answer_blocks_nobody(
     sink.close(turn)
 
 
+def test_lines_behind_a_write_that_does_not_end_are_counted_before_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = LineSink(tmp_path / "log")
+    sink.begin_waiting_elsewhere()
+    thawed = threading.Event()
+    begun = threading.Event()
+
+    def frozen(fd: int, octets: bytes) -> int:
+        begun.set()
+        thawed.wait()
+        return os.writev(fd, [octets])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", frozen)
+        sink.write(b"begun\n")
+        sink.push(0)
+        assert begun.wait(limit(5))
+        sink.write(b"one\n")
+        sink.write(b"two\n")
+        sink.give_up(1)
+        assert (sink.dropped, sink.waiting) == (2, 1)
+        thawed.set()
+    for turn in range(1000):
+        sink.push(2.0 + turn)
+        if not sink.waiting:
+            break
+        time.sleep(0.001)
+    assert (tmp_path / "log").read_bytes() == b"begun\n"
+    sink.close(2000)
+    assert sink.dropped == 2
+
+
 def test_failures_and_rotations_while_a_thread_waits_for_the_disk(tmp_path: Path) -> None:
     log = tmp_path / "log"
     sink = LineSink(log)
