@@ -275,6 +275,10 @@ def _cumulated(found: Buckets, ends: list[tuple[int, float]]) -> list[tuple[str,
     return [*shown, ("+Inf", float(sum(found.counts)))]
 
 
+# Time for which the end of a daemon waits for the removal of its file, seconds.
+_REMOVED_WITHIN_S: Final = 1.0
+
+
 @final
 class MetricsFile:
     """The file for node_exporter's textfile collector; a failed write never ends the daemon.
@@ -304,14 +308,21 @@ class MetricsFile:
         self._lock = threading.Lock()
 
     def write(self) -> None:
-        """Replace the file, or keep the old one if that fails; do nothing after `close`.
+        """Replace the file, or keep the old one if that fails.
+
+        Do nothing after `close`, and while another thread writes: one at a time waits for a file
+        system that does not answer.
 
         Raises:
             OSError: The file cannot be written.
         """
-        with self._lock:
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
             if not self._closed:
                 self._exposition.write(self._path)
+        finally:
+            self._lock.release()
 
     def wrote(self, error: Exception | None = None) -> None:
         """Record the end of a `write`, and its error."""
@@ -321,7 +332,17 @@ class MetricsFile:
         self._failing = error is not None
 
     def close(self) -> None:
-        """Remove the file, whose numbers are no longer true."""
+        """Remove the file, whose numbers are no longer true, unless its file system hangs."""
+        self._closed = True
+        remover = threading.Thread(target=self._remove, daemon=True)
+        try:
+            remover.start()
+        except (RuntimeError, MemoryError):  # no further thread can be started
+            if not self._lock.locked():
+                self._remove()
+        else:
+            remover.join(_REMOVED_WITHIN_S)
+
+    def _remove(self) -> None:
         with self._lock, suppress(OSError):
-            self._closed = True
             self._path.unlink(missing_ok=True)

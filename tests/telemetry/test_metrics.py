@@ -3,6 +3,7 @@ import os
 import stat
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import msgspec
@@ -13,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from nfq_guard.finding import BOUNDS, Breach, Finding, Reason
 from nfq_guard.flow import IPS_DST_NAT, IPS_SRC_NAT
+from nfq_guard.lab.pace import limit
 from nfq_guard.policy.decision import Action, Decision
 from nfq_guard.seqno import Seq
 from nfq_guard.telemetry import metric_table
@@ -293,6 +295,40 @@ def test_failed_write_of_the_file_is_reported_once(tmp_path: Path) -> None:
     assert told[-1] == f"{path}: a bug"
     file.close()
     write()
+    assert not path.exists()
+
+
+def test_a_metrics_file_whose_disk_hangs_keeps_one_thread_and_no_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a file system that is frozen for a snapshot, or whose server is gone."""
+    begun = threading.Event()
+    thawed = threading.Event()
+
+    def frozen(_exposition: Exposition, path: Path) -> None:
+        begun.set()
+        thawed.wait()
+        path.write_bytes(b"late")
+
+    monkeypatch.setattr(Exposition, "write", frozen)
+    path = tmp_path / "metrics.prom"
+    file = MetricsFile(Exposition(observed()), path, print)
+    first = threading.Thread(target=file.write, daemon=True)
+    first.start()
+    assert begun.wait(limit(5))
+    later = threading.Thread(target=file.write, daemon=True)
+    later.start()
+    later.join(limit(5))
+    assert not later.is_alive()
+    ending = threading.Thread(target=file.close, daemon=True)
+    ending.start()
+    ending.join(limit(5))
+    assert not ending.is_alive()
+    thawed.set()
+    first.join(limit(5))
+    deadline = time.monotonic() + limit(5)
+    while path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert not path.exists()
 
 
