@@ -3,6 +3,7 @@
 
 import ctypes
 import errno
+import fcntl
 import os
 import pwd
 import struct
@@ -32,6 +33,14 @@ _NAMES: Final = {
     BPF: "CAP_BPF",
 }
 
+# The inode number of the initial user namespace.
+_INIT_USER_NAMESPACE: Final = 0xEFFFFFFD
+# The ioctl of a namespace that opens the user namespace which owns it (ioctl_ns(2)).
+_NS_GET_USERNS: Final = 0xB701
+_OTHER_OWNER: Final = (
+    "CAP_NET_ADMIN does not count here, as another user namespace owns this network namespace "
+    "(such as a rootless container with the network of the host)"
+)
 _PR_SET_KEEPCAPS: Final = 8
 _PR_CAPBSET_DROP: Final = 24
 _PR_SET_NO_NEW_PRIVS: Final = 38
@@ -95,6 +104,37 @@ def _header() -> bytes:
 def has(number: int) -> bool:
     """Whether the capability of this number is in effect."""
     return bool(effective() >> number & 1)
+
+
+def no_net_admin() -> str | None:
+    """Why the kernel refuses this thread CAP_NET_ADMIN in its network namespace; None if not."""
+    if not has(NET_ADMIN):
+        return "CAP_NET_ADMIN is missing"
+    return None if owns_network() else _OTHER_OWNER
+
+
+def owns_network() -> bool:
+    """Whether the capabilities of this thread count in its network namespace.
+
+    They do not if the user namespace that owns it is neither this one nor below it. Unknown counts
+    as yes.
+    """
+    try:
+        network = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        os.close(fcntl.ioctl(network, _NS_GET_USERNS))
+    except OSError as error:
+        return error.errno != errno.EPERM
+    finally:
+        os.close(network)
+    return True
+
+
+def is_init_user_namespace() -> bool:
+    """Whether this process is in the initial user namespace, the only one where BPF takes them."""
+    return Path("/proc/self/ns/user").stat().st_ino == _INIT_USER_NAMESPACE
 
 
 def names(mask: int) -> list[str]:

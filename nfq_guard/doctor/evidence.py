@@ -11,18 +11,34 @@ from nfq_guard.flow import Evidence, EvidenceChoice
 _WANTED: Final = {"CAP_NET_ADMIN": NET_ADMIN, "CAP_PERFMON": PERFMON, "CAP_BPF": BPF}
 
 
-def capabilities(effective: int) -> Iterator[Check]:
+def capabilities(
+    effective: int, *, refused: str | None = None, is_init_user_namespace: bool = True
+) -> Iterator[Check]:
     """Capabilities of this process, which a daemon started from here would inherit.
 
     Args:
         effective: Bit mask of the effective set, by capability number.
+        refused: Why CAP_NET_ADMIN does not count although it is in that set; None if it does.
+        is_init_user_namespace: Whether this process is in the initial user namespace.
     """
     missing = [name for name, number in _WANTED.items() if not effective >> number & 1]
-    if "CAP_NET_ADMIN" in missing:
+    if refused is not None and "CAP_NET_ADMIN" not in missing:
+        yield problem(
+            "capabilities",
+            f"{refused}; neither the queue nor the rules can be set up",
+            "run it in the user namespace of this network: for that of the host, as root of the "
+            "host, outside a rootless container",
+        )
+    elif "CAP_NET_ADMIN" in missing:
         yield problem(
             "capabilities",
             f"missing: {', '.join(missing)}; neither the queue nor the rules can be set up",
             "run it as root, or grant the capabilities",
+        )
+    elif not is_init_user_namespace:
+        yield ok(
+            "capabilities",
+            "CAP_NET_ADMIN is held; no other counts in a user namespace that is not the host's",
         )
     elif missing:
         yield warning(

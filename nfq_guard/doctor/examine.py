@@ -101,7 +101,11 @@ def _ask_kernel() -> Recognised | str:
 def _evidence(
     files: modules.KernelFiles, choice: EvidenceChoice, *, queues: int
 ) -> Iterator[Check]:
-    yield from evidence.capabilities(capabilities.effective())
+    yield from evidence.capabilities(
+        capabilities.effective(),
+        refused=capabilities.no_net_admin(),
+        is_init_user_namespace=capabilities.is_init_user_namespace(),
+    )
     flows, why = open_lookup()
     try:
         yield evidence.evidence(flows.evidence, why, choice, _no_log(files, queues))

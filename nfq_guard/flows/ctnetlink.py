@@ -8,6 +8,7 @@ import struct
 from collections.abc import Sequence
 from typing import Final, Protocol, final
 
+from nfq_guard import capabilities
 from nfq_guard.errors import PrivilegeError, UnavailableError
 from nfq_guard.flow import (
     PROTO_ICMP,
@@ -112,7 +113,8 @@ class CtnetlinkFlows:
         impossible = FlowTuple(PROTO_TCP, bytes(4), bytes(4), 0, 0)
         code, _ = self._ask([impossible], 0).get(0, (0, b""))
         if code == errno.EPERM:
-            raise PrivilegeError("CAP_NET_ADMIN is missing: ctnetlink refuses lookups without it")
+            lacking = capabilities.no_net_admin() or "CAP_NET_ADMIN is missing"
+            raise PrivilegeError(f"ctnetlink refuses lookups: {lacking}")
         if code != errno.ENOENT:
             reason = os.strerror(code) if code else "no answer"
             raise UnavailableError(

@@ -270,8 +270,9 @@ def _check(code: int) -> None:
     """Raise the error of the kernel's response to a request, if any."""
     if code == 0:
         return
-    if code == errno.EPERM and not capabilities.has(capabilities.NET_ADMIN):
-        raise PrivilegeError("CAP_NET_ADMIN is missing: NFLOG group 0 cannot be read")
+    lacking = capabilities.no_net_admin() if code == errno.EPERM else None
+    if lacking is not None:
+        raise PrivilegeError(f"NFLOG group 0 cannot be read: {lacking}")
     if code in {errno.EPERM, errno.EBUSY}:
         raise BusyError("another program, such as ulogd, reads NFLOG group 0")
     raise UnavailableError(

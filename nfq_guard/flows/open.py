@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 from typing import Final, TypeAlias, final
 
+from nfq_guard import capabilities
 from nfq_guard.errors import NfqGuardError
 from nfq_guard.flow import Evidence, FlowSnapshot, FlowTuple
 from nfq_guard.flows import bpf, pins
@@ -74,7 +75,8 @@ def open_lookup(
         netlink = CtnetlinkFlows(zones)
     except NfqGuardError as error:
         # BPF needs CAP_NET_ADMIN too; the line names every missing capability.
-        reason = missing_capabilities(Host.here()) or str(error)
+        missing = missing_capabilities(Host.here()) if capabilities.owns_network() else ""
+        reason = missing or str(error)
         return NoFlows(), f"no flow can be looked up: {reason}"
     refused: list[str] = []
     if isinstance(ahead, Program):

@@ -17,8 +17,6 @@ _CAPABILITIES: Final = {
     "CAP_PERFMON": capabilities.PERFMON,
     "CAP_BPF": capabilities.BPF,
 }
-# The inode number of the initial user namespace.
-_INIT_USER_NAMESPACE: Final = 0xEFFFFFFD
 _LOCKDOWN: Final = Path("/sys/kernel/security/lockdown")
 # The message of libbpf about a field that is missing in the kernel's type information.
 _NO_FIELD: Final = re.compile(
@@ -57,9 +55,7 @@ class Host:
         """The facts about this process and this machine."""
         return cls(
             capabilities=capabilities.effective(),
-            is_init_user_namespace=(
-                Path("/proc/self/ns/user").stat().st_ino == _INIT_USER_NAMESPACE
-            ),
+            is_init_user_namespace=capabilities.is_init_user_namespace(),
             has_btf=Path("/sys/kernel/btf/vmlinux").exists(),
             is_conntrack_module=Path("/sys/module/nf_conntrack/initstate").exists(),
             has_module_btf=Path("/sys/kernel/btf/nf_conntrack").exists(),
@@ -94,11 +90,12 @@ def unavailable_reason(error: LoadError, host: Host) -> str:
         return "kernel lockdown is in mode confidentiality, which keeps BPF from kernel memory"
     said = " ".join(error.warnings)
     if error.code in _REFUSED or "Operation not permitted" in said:
+        if not host.is_init_user_namespace:
+            # Capabilities of another user namespace do not count for BPF.
+            return "BPF needs the host's user namespace, and this process is in another"
         missing = missing_capabilities(host)
         if missing:
             return missing
-        if not host.is_init_user_namespace:
-            return "BPF needs the host's user namespace, and this process is in another"
     if host.is_conntrack_module and not host.has(capabilities.SYS_ADMIN):
         return (
             "CAP_SYS_ADMIN is missing: nf_conntrack is a module here, and only with that may "

@@ -44,7 +44,7 @@ from nfq_guard.wire.packet import Queued
 _OVERHEAD: Final = 512
 _ID_MASK: Final = 0xFFFFFFFF
 _DONTWAIT: Final = int(socket.MSG_DONTWAIT)
-_NEEDS_NET_ADMIN: Final = "binding a queue needs the capability CAP_NET_ADMIN"
+_CANNOT_BIND: Final = "a queue cannot be bound"
 _NO_NFQUEUE: Final = (
     "this kernel has no NFQUEUE (CONFIG_NETFILTER_NETLINK_QUEUE, module nfnetlink_queue)"
 )
@@ -271,8 +271,9 @@ def _opened() -> socket.socket:
     except OSError as error:
         if is_shortage(error.errno):
             raise ShortageError(_short(error.errno)) from None
-        if not capabilities.has(capabilities.NET_ADMIN):
-            raise PrivilegeError(_NEEDS_NET_ADMIN) from None
+        lacking = capabilities.no_net_admin()
+        if lacking is not None:
+            raise PrivilegeError(f"{_CANNOT_BIND}: {lacking}") from None
         raise UnavailableError(_NO_NFQUEUE) from None
     try:
         opened = socket.socket(fileno=os.dup(library.get_fd()))
@@ -292,8 +293,9 @@ def _refusal(queue_num: int, code: int) -> NfqGuardError:
     """Why the kernel refused to bind the queue with this errno."""
     if is_shortage(code):
         return ShortageError(f"queue {queue_num} cannot be bound: {os.strerror(code)}")
-    if not capabilities.has(capabilities.NET_ADMIN):
-        return PrivilegeError(_NEEDS_NET_ADMIN)
+    lacking = capabilities.no_net_admin()
+    if lacking is not None:
+        return PrivilegeError(f"{_CANNOT_BIND}: {lacking}")
     holder = counters.owner(queue_num)
     if holder is not None:
         process = process_of(holder.port_id)

@@ -83,6 +83,22 @@ def test_capabilities(mask: int, status: Status) -> None:
     assert "capabilities.net_raw" not in checks
 
 
+def test_no_capability_is_asked_for_that_does_not_count() -> None:
+    """BPF takes those of the host's user namespace alone, which no rootless container has."""
+    (found,) = evidence.capabilities(1 << 12 | 1 << 13, is_init_user_namespace=False)
+    assert found.status is Status.OK
+    assert "no other counts" in found.what
+
+
+def test_capabilities_for_another_network_do_not_count() -> None:
+    (found,) = evidence.capabilities(
+        ALL_CAPS, refused="CAP_NET_ADMIN does not count here", is_init_user_namespace=False
+    )
+    assert found.status is Status.PROBLEM
+    assert found.what.startswith("CAP_NET_ADMIN does not count here; neither the queue")
+    assert "user namespace" in found.todo
+
+
 @pytest.mark.parametrize(
     ("best", "choice", "no_log", "status", "words"),
     [

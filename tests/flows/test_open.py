@@ -315,6 +315,13 @@ NOT_FOUND = "extern (func ksym) 'bpf_skb_ct_lookup': not found in kernel or modu
         (replace(FULL, is_locked_down=True), errno.EINVAL, ["x"], "lockdown .*confidentiality"),
         (replace(FULL, is_jit_on=False), errno.ENOTSUP, ["x"], "net.core.bpf_jit_enable=1$"),
         (replace(FULL, is_init_user_namespace=False), errno.EPERM, ["x"], "user namespace"),
+        (
+            # A rootless container with one capability more: further ones would not help.
+            replace(FULL, is_init_user_namespace=False, capabilities=1 << 12),
+            errno.EPERM,
+            ["x"],
+            "user namespace",
+        ),
         (replace(FULL, capabilities=1 << 12), errno.EPERM, ["x"], "^CAP_PERFMON and CAP_BPF are"),
         (replace(FULL, capabilities=THREE), errno.EPERM, ["said last"], "(EPERM): said last$"),
         (FULL, 0, [], "Debian package libbpf1"),
