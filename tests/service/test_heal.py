@@ -457,7 +457,7 @@ def test_a_record_has_only_what_is_healed(tmp_path: Path) -> None:
     bench.heal(2, now=50.0)
     bench.healer.tick(100.0)
     (left,) = HealFile(path).take()
-    assert left.original.sport == 2
+    assert left.wanted.sport == 2
 
 
 def test_what_the_kernel_refuses_to_undo_at_the_start_is_tried_again(tmp_path: Path) -> None:

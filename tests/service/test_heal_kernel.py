@@ -94,15 +94,15 @@ class Site:
             self.flows = BpfFlows()
             self.flag = LiberalFlag()
 
-    def move_to_zone(self, zone: int) -> None:
-        """Put all later IPv4 flows into a conntrack zone."""
+    def move_to_zone(self, zone: int, kind: str = "--zone") -> None:
+        """Put all later IPv4 flows, or one direction of them, into a conntrack zone."""
         for chain, option in (("PREROUTING", "-i"), ("OUTPUT", "-o")):
-            words = ("-t", "raw", "-A", chain, option, "g0", "-j", "CT", "--zone", str(zone))
+            words = ("-t", "raw", "-A", chain, option, "g0", "-j", "CT", kind, str(zone))
             self.guarded.run("iptables", *words)
-        self.zone = zone
+        self.zone = 0 if kind == "--zone-reply" else zone
         self.flows.close()
         with self.guarded.entered():
-            self.flows = BpfFlows((zone,))
+            self.flows = BpfFlows((self.zone,))
 
     def close(self) -> None:
         self.flows.close()
@@ -494,8 +494,9 @@ def test_only_our_flag_is_undone(site: Site, tmp_path: Path) -> None:
         assert left.liberal == {Direction.REPLY}
 
 
-def test_a_flow_in_a_zone(site: Site, tmp_path: Path) -> None:
-    site.move_to_zone(7)
+@pytest.mark.parametrize("kind", ["--zone", "--zone-orig", "--zone-reply"])
+def test_a_flow_in_a_zone(site: Site, tmp_path: Path, kind: str) -> None:
+    site.move_to_zone(7, kind)
     with site.connections(4) as (one,), guard(site, tmp_path, "zones = [0, 7]") as process:
         site.poison([one])
         for _ in range(3):

@@ -251,7 +251,7 @@ class Healer:
         counters = self._stats.counters
         original, zone = snapshot.original, snapshot.zone
         try:
-            found = self._liberal.read(original, zone)
+            wanted, found = self._entry_of(snapshot)
             if found is None or not _can_be_healed(found.snapshot):
                 counters["heals_refused"] += 1
                 return
@@ -261,9 +261,9 @@ class Healer:
             if not sender <= directions:
                 return
             before = self._healed.get(key)
-            entry = HealedEntry(zone, original, found.identity, directions)
+            entry = HealedEntry(zone, wanted, found.identity, directions)
             self._record.add(entry)
-            self._liberal.write(original, zone, directions, on=True)
+            self._liberal.write(wanted, zone, directions, on=True)
         except OSError as error:
             self._refused(error, now)
             return
@@ -271,6 +271,23 @@ class Healer:
         counters["heals"] += 1
         self._example = original
         self._healed[key] = _Flow(_united(before, entry), now + self._limits.timeout_s)
+
+    def _entry_of(self, snapshot: FlowSnapshot) -> tuple[FlowTuple, LiberalFlow | None]:
+        """The entry of a flow, and the tuple by which the zone of the flow has it.
+
+        A zone may be that of the reply direction alone (`CT --zone-reply`); the original direction
+        is in zone 0 then, where another flow may have the same tuple.
+        """
+        original, zone = snapshot.original, snapshot.zone
+        try:
+            return original, self._liberal.read(original, zone)
+        except OSError as error:
+            if error.errno != errno.ENOENT or not zone:
+                raise
+        found = self._liberal.read(snapshot.reply, zone)
+        if found is not None and found.snapshot.original != original:
+            found = None
+        return snapshot.reply, found
 
     def _refused(self, error: OSError, now: float) -> None:
         if error.errno in _OF_FLOW:
@@ -301,7 +318,7 @@ class Healer:
     def _clear(self, entry: HealedEntry) -> bool:
         """Clear the flag. Returns whether the flow still had the flag from us."""
         try:
-            found = self._liberal.read(entry.original, entry.zone)
+            found = self._liberal.read(entry.wanted, entry.zone)
             if (
                 found is None
                 or found.identity != entry.identity
@@ -310,7 +327,7 @@ class Healer:
                 return False
             ours = entry.directions & found.liberal
             if ours:
-                self._liberal.write(entry.original, entry.zone, ours, on=False)
+                self._liberal.write(entry.wanted, entry.zone, ours, on=False)
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return False
@@ -324,7 +341,7 @@ class Healer:
             self._failed(error)
             return
         for each in left:
-            key = _key(each.zone, each.original)
+            key = _key(each.zone, each.wanted)
             self._healed[key] = _Flow(_united(self._healed.get(key), each), -math.inf)
         if left:
             self._undo(list(self._healed))

@@ -22,13 +22,14 @@ class HealedEntry(NamedTuple):
 
     Attributes:
         zone: Conntrack zone of the flow.
-        original: Tuple of its original direction.
+        wanted: The tuple by which the flow is found in that zone: of its original direction, or of
+            its reply direction if only that one is in the zone.
         identity: `flows.liberal.LiberalFlow.identity`.
         directions: The directions whose senders were healed.
     """
 
     zone: int
-    original: FlowTuple
+    wanted: FlowTuple
     identity: bytes
     directions: frozenset[Direction]
 
@@ -145,7 +146,7 @@ class HealFile:
 
 
 def _line(entry: HealedEntry) -> bytes:
-    flow = entry.original
+    flow = entry.wanted
     line = _Line(
         entry.zone,
         flow.src,
@@ -170,5 +171,5 @@ def _entry(line: bytes) -> HealedEntry | None:
         or not all(0 <= number <= 0xFFFF for number in ports)
     ):
         return None
-    original = FlowTuple(6, read.src, read.dst, read.sport, read.dport)
-    return HealedEntry(read.zone, original, read.identity, frozenset(read.directions))
+    wanted = FlowTuple(6, read.src, read.dst, read.sport, read.dport)
+    return HealedEntry(read.zone, wanted, read.identity, frozenset(read.directions))
