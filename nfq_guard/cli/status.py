@@ -37,7 +37,7 @@ _LOSSES: Final = {
     "buffer_full_passes": "passed unjudged because the socket buffer was full",
     "unread_packets": "read by a daemon that was killed: by the fail mode",
     "buffer_overruns": "overrun{s} of the socket buffer",
-    "verdict_errors": "verdict{s} for packets that no longer existed",
+    "verdict_errors": "verdict message{s} for packets that the kernel had dropped already",
     "judging_failures": "packet{s} that could not be judged",
     "lookup_errors": "flow lookup{s} that failed",
     "event_failures": "event{s} that could not be written",

@@ -60,8 +60,8 @@ class QueueReader:
         socket: The socket that owns the queue, for epoll and for verdicts.
         taken_over: Whether an earlier process bound the queue.
         lost: Number of reads that gave ENOBUFS: the socket buffer had overrun since the last read.
-        verdict_errors: Verdicts for packets that no longer existed, as after an interface was
-            flushed.
+        verdict_errors: Verdict messages all of whose packets no longer existed, as after an
+            interface went down (kernel.md 5).
         wants_stamp: Whether to extract the timestamp of the first packet of a batch, which costs as
             much as reading the packet.
         stamp_us: When the kernel received that packet, in microseconds of the Unix epoch; 0 without

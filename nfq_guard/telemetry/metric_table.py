@@ -91,8 +91,9 @@ QUEUE_COUNTERS: Final = (
     Metric(
         Kind.COUNTER,
         "verdict_errors",
-        "Verdicts that the kernel refused because the packet was gone.",
-        "packets",
+        "Verdict messages that came too late: their packets, one or many, had been dropped by the "
+        "kernel, as when an interface goes down. It has no count of those packets.",
+        "messages",
     ),
     Metric(
         Kind.COUNTER,

@@ -60,7 +60,7 @@ def test_losses_are_shown_where_there_are_any() -> None:
     queues = (queue_status(judging_failures=1, verdict_errors=2),)
     shown = text(queues=queues, counters={"unserved_drops": 1, "log_lines_dropped": 1})
     assert "1 packet that could not be judged" in shown
-    assert "2 verdicts for packets" in shown
+    assert "2 verdict messages for packets that the kernel had dropped" in shown
     assert "1 packet dropped by the fail mode, because a worker was replaced" in shown
     assert "1 log line dropped" in shown
 

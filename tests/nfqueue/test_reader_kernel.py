@@ -425,6 +425,24 @@ def test_verdict_for_a_packet_that_is_gone(namespace: Make) -> None:
         assert reader.verdict_errors == 1
 
 
+def test_packets_of_an_interface_that_went_down(namespace: Make) -> None:
+    """The kernel drops them, counts them nowhere, and refuses their one verdict message."""
+    inside = namespace("q")
+    queue_udp(inside)
+    with Datagrams(inside) as udp, bound(inside) as (reader, verdicts):
+        udp.send(20)
+        inside.ip("link", "set", "lo", "down")
+        ids, _ = reader.drain(64)
+        assert len(ids) == 20
+        verdicts.send(ids, [1] * 20, [None] * 20)
+        inside.ip("link", "set", "lo", "up")
+        udp.send(1)
+        assert len(reader.drain(64)[0]) == 1
+        assert (verdicts.messages, reader.verdict_errors) == (1, 1)
+        columns = inside.run("cat", "/proc/net/netfilter/nfnetlink_queue").stdout.split()
+        assert columns[5:7] == ["0", "0"]
+
+
 def test_owner_is_named(namespace: Make) -> None:
     """Also where a descriptor before that of its socket is closed while all are looked through."""
     inside = namespace("q")
