@@ -25,6 +25,7 @@ from nfq_guard.conntrack.details import (
     NOT_LOGGED,
     NOT_REQUESTED,
     ONLY_SILENT,
+    OTHER_ADDRESSES,
     QUOTES_ENTRY,
     QUOTES_NO_ENTRY,
     QUOTES_OTHER_SENDER,
@@ -64,7 +65,7 @@ from nfq_guard.flow import (
     is_icmp_request,
 )
 from nfq_guard.seqno import Seq, add, distance
-from nfq_guard.wire.checksum import checksum_ok
+from nfq_guard.wire.checksum import checksum_ok, may_be_right_for_receiver
 from nfq_guard.wire.icmp import LAST_TYPE_V4, REDIRECT_V6, comes_from_link
 from nfq_guard.wire.packet import (
     CHECKSUM_UNVERIFIED,
@@ -123,11 +124,16 @@ def _damaged(packet: Packet, octets: bytes) -> Finding | None:
     If a packet was not copied whole, the kernel's report decides: it does not report a checksum as
     unverified after it was found correct (kernel.md 5).
     """
-    if len(octets) >= packet.length:
-        return Finding(Reason.BAD_CHECKSUM) if checksum_ok(packet, octets) is False else None
+    whole = len(octets) >= packet.length
+    if whole and checksum_ok(packet, octets) is not False:
+        return None
     l4 = packet.l4
     if isinstance(l4, Datagram) and l4.checksum == 0:
         return None
+    if may_be_right_for_receiver(packet, octets):
+        return Finding(Reason.UNSUPPORTED, None, OTHER_ADDRESSES)
+    if whole:
+        return Finding(Reason.BAD_CHECKSUM)
     return Finding(Reason.BAD_CHECKSUM, None, UNCHECKED)
 
 
@@ -187,8 +193,12 @@ def diagnose_logged(
     finding = diagnose(queued, packet, snapshot, evidence, kernel, sysctls)
     if text is not None:
         reason = text.reason
-        if reason is None or (reason is Reason.BAD_CHECKSUM and _is_of_udplite(packet)):
-            # Conntrack computes the checksum of UDP-Lite wrongly (kernel.md 1.15).
+        if reason is None:
+            return finding
+        if reason is Reason.BAD_CHECKSUM and (
+            _is_of_udplite(packet) or finding.detail == OTHER_ADDRESSES
+        ):
+            # Conntrack computes these checksums wrongly (kernel.md 1.15 and 2).
             return finding
         return _as_logged(finding, packet, snapshot, text, reason)
     if finding.reason is Reason.RACED or finding.detail == NO_WINDOW:

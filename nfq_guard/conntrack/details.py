@@ -40,6 +40,10 @@ NOT_LOGGED: Final = "the flow is known; the kernel's log of the packet was not f
 NOT_ALL_CHUNKS: Final = "not all of its chunks were captured"
 NO_TRANSPORT: Final = "fragment without a transport header"
 NO_DIAGNOSIS: Final = "protocol without a diagnosis"
+OTHER_ADDRESSES: Final = (
+    "conntrack took the checksum with other addresses than the receiver, which the extension "
+    "headers name"
+)
 # Of `unsupported`, `ack-over` and `ack-under`.
 SHIFTED: Final = "conntrack compared another number: a helper shifts those of the flow"
 # Of `raced`.

@@ -7,6 +7,7 @@ A ones' complement sum of 16-bit words is the remainder of the whole number by 6
 from typing import TYPE_CHECKING, Final
 
 from nfq_guard.flow import IPV4, PROTO_ICMP, PROTO_TCP
+from nfq_guard.wire.ipv6 import checksum_addresses
 from nfq_guard.wire.packet import Datagram, GreHeader, IcmpMessage, Packet, SctpPacket, Segment
 
 if TYPE_CHECKING:
@@ -118,6 +119,25 @@ def checksum_ok(packet: Packet, octets: bytes) -> bool | None:
         return sum_is_right(octets, start - addresses, start, end, packet.proto)
     total = _sum(octets, start, end) + _pseudo_header(packet, end - start)
     return total % _ONES == 0
+
+
+def may_be_right_for_receiver(packet: Packet, octets: bytes) -> bool:
+    """Whether a checksum that is wrong for conntrack may be correct for the receiver.
+
+    It may if the receiver takes other addresses (`ipv6.checksum_addresses`), and with these the
+    checksum is correct, or that cannot be computed.
+    """
+    start = packet.l4_offset
+    if packet.family == IPV4 or start == 40 or isinstance(packet.l4, SctpPacket):
+        return False
+    src, dst = checksum_addresses(octets, start)
+    if src == packet.src and dst == packet.dst:
+        return False
+    end = packet.length
+    if not dst or len(octets) < end:
+        return True
+    total = _sum(octets, start, end) + _sum(src, 0, 16) + _sum(dst, 0, 16)
+    return (total + packet.proto + end - start) % _ONES == 0
 
 
 def sum_is_right(octets: bytes, addresses: int, start: int, end: int, proto: int) -> bool:

@@ -17,6 +17,11 @@ _PAD_N: Final = 1
 _ROUTER_ALERT: Final = 5
 _CALIPSO: Final = 7
 _JUMBO_OPTION: Final = 0xC2
+_HOME_ADDRESS: Final = 0xC9
+# Types of routing headers.
+_SOURCE_ROUTE: Final = 0
+_MOBILITY: Final = 2
+_SEGMENT_ROUTING: Final = 4
 # Linux drops a packet with more options in its hop-by-hop header (sysctl max_hbh_opts_number), or
 # with more padding between two options.
 _MOST_OPTIONS: Final = 8
@@ -96,6 +101,60 @@ def skip_extensions(
             offset += (octets[offset + 1] + 1) << 3
         next_header = following
     return Extensions(next_header, offset, announced_at, fragment_offset, more)
+
+
+def checksum_addresses(octets: bytes, transport_at: int) -> tuple[bytes, bytes]:
+    """The source and destination that a transport checksum covers; empty for an unknown one.
+
+    They are those of the IPv6 header, but a routing header with segments left holds the final
+    destination (RFC 8200 8.1), and the option Home Address the source (RFC 6275 6.3). Conntrack
+    takes those of the IPv6 header regardless (kernel.md 2).
+
+    Args:
+        octets: The packet from its IPv6 header.
+        transport_at: Offset of the transport header, at most the number of octets.
+    """
+    src = octets[8:24]
+    dst = octets[24:40]
+    next_header = octets[6]
+    at = 40
+    while at + 8 <= transport_at:
+        following = octets[at]
+        if next_header == FRAGMENT:
+            size = 8
+        elif next_header == AUTHENTICATION:
+            size = (octets[at + 1] + 2) << 2
+        else:
+            size = (octets[at + 1] + 1) << 3
+        if next_header == ROUTING and octets[at + 3]:
+            dst = _final_destination(octets[at : at + size])
+        elif next_header == DESTINATION:
+            src = _home_address(octets, at + 2, at + size) or src
+        at += size
+        next_header = following
+    return src, dst
+
+
+def _final_destination(header: bytes) -> bytes:
+    """The last address of a routing header; empty for one that is unknown or too short."""
+    if len(header) < 24:
+        return b""
+    if header[2] == _SEGMENT_ROUTING or header[2] == _MOBILITY:
+        return header[8:24]  # segments are listed in reverse order (RFC 8754)
+    return header[-16:] if header[2] == _SOURCE_ROUTE else b""
+
+
+def _home_address(octets: bytes, at: int, end: int) -> bytes:
+    """The home address among the destination options from `at` to `end`; empty without one."""
+    while at + 2 <= end:
+        kind = octets[at]
+        if kind == _PAD_1:
+            at += 1
+        elif kind == _HOME_ADDRESS and octets[at + 1] == 16 and at + 18 <= end:
+            return octets[at + 2 : at + 18]
+        else:
+            at += 2 + octets[at + 1]
+    return b""
 
 
 def jumbo_length(octets: bytes) -> int:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Checksums of transport and IPv4 headers."""
 
+import socket
 import struct
 
 import pytest
@@ -18,6 +19,7 @@ from nfq_guard.wire.checksum import (
     checksum_ok,
     checksum_unfinished,
     header_checksum_ok,
+    may_be_right_for_receiver,
     right_once_finished,
 )
 from tests.support.octets import V4, V6, octets_of, read
@@ -28,6 +30,76 @@ def test_udp_checksum(octets: bytes) -> None:
     assert checksum_ok(read(octets), octets)
     broken = octets[:-1] + b"!"
     assert checksum_ok(read(broken), broken) is False
+
+
+FINAL = bytes.fromhex("fd920000000000000000000000000003")
+ELSEWHERE = bytes(15) + b"\x09"
+
+
+def routing(kind: int, left: int, *addresses: bytes, tail: bytes = b"") -> bytes:
+    length = (16 * len(addresses) + len(tail)) // 8
+    return bytes((6, length, kind, left, 0, 0, 0, 0)) + b"".join(addresses) + tail
+
+
+def home(address: bytes, *, before: bytes = b"\1\2\0\0") -> bytes:
+    """A header of destination options, with four bytes of others before the home address."""
+    options = before + b"\xc9\x10" + address
+    return bytes((6, (len(options) + 2) // 8 - 1)) + options
+
+
+def extended(
+    first: int, header: bytes, *, src: bytes | None = None, dst: bytes | None = None
+) -> bytes:
+    """A TCP segment behind an extension header, its checksum taken with `src` and `dst`."""
+    plain = octets_of(V6 / TCP(flags="S") / b"abc")
+    src, dst = src or plain[8:24], dst or plain[24:40]
+    end_to_end = octets_of(
+        IPv6(src=socket.inet_ntop(socket.AF_INET6, src), dst=socket.inet_ntop(socket.AF_INET6, dst))
+        / TCP(flags="S")
+        / b"abc"
+    )
+    body = header + end_to_end[40:]
+    return plain[:4] + struct.pack("!HB", len(body), first) + plain[7:40] + body
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        extended(43, routing(0, 2, ELSEWHERE, FINAL), dst=FINAL),
+        extended(43, routing(2, 1, FINAL), dst=FINAL),
+        extended(43, routing(4, 1, FINAL, ELSEWHERE, tail=bytes(8)), dst=FINAL),
+        extended(43, routing(3, 1, FINAL), dst=ELSEWHERE),  # compressed; not read
+        extended(43, routing(0, 1, tail=bytes(8)), dst=ELSEWHERE),  # too short
+        extended(60, home(FINAL), src=FINAL),
+        extended(60, home(FINAL, before=b"\0\0\1\0"), src=FINAL),
+    ],
+)
+def test_a_checksum_over_other_addresses(octets: bytes) -> None:
+    """Conntrack takes those of the IPv6 header (kernel.md 2)."""
+    packet = read(octets)
+    assert checksum_ok(packet, octets) is False
+    assert may_be_right_for_receiver(packet, octets)
+    assert may_be_right_for_receiver(packet, octets[:-1])
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        extended(43, routing(2, 1, FINAL), dst=ELSEWHERE),
+        extended(43, routing(2, 0, FINAL), dst=FINAL),
+        extended(60, home(FINAL), src=ELSEWHERE),
+        extended(60, b"\6\0\1\4\0\0\0\0", src=ELSEWHERE),
+        extended(60, b"\6\0\xc9\x10\0\0\0\0", src=ELSEWHERE),
+        extended(44, b"\6\0\0\0\0\0\0\1", src=ELSEWHERE),
+        extended(51, b"\6\4" + bytes(22), src=ELSEWHERE),
+        octets_of(V6 / TCP(chksum=1)),
+        octets_of(V4 / TCP(chksum=1)),
+    ],
+)
+def test_a_checksum_that_is_wrong_for_everyone(octets: bytes) -> None:
+    packet = read(octets)
+    assert checksum_ok(packet, octets) is False
+    assert not may_be_right_for_receiver(packet, octets)
 
 
 def test_udp_without_checksum() -> None:

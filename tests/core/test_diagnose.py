@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: MIT
 """Findings: the right reason, in the kernel's order, with the number that proves it."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scapy.layers.inet import TCP
+from scapy.layers.inet6 import IPv6
+from scapy.packet import Raw
 
-from nfq_guard.conntrack.details import SHIFTED
+from nfq_guard.conntrack.details import OTHER_ADDRESSES, SHIFTED
 from nfq_guard.conntrack.kernel_rules import KERNEL_5_10, KERNEL_5_15, KERNEL_6_1, KernelRules
 from nfq_guard.conntrack.states import CLASS_RST, CLASS_SYN
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
@@ -34,6 +39,7 @@ from nfq_guard.flow import (
 )
 from nfq_guard.names import address_bytes
 from nfq_guard.seqno import Seq, seq
+from nfq_guard.wire.ip import decode
 from nfq_guard.wire.packet import (
     ACK,
     CHECKSUM_GOOD,
@@ -49,6 +55,7 @@ from nfq_guard.wire.packet import (
     Queued,
     Segment,
 )
+from tests.support.octets import octets_of
 
 A, B = bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2])
 ORIGINAL = FlowTuple(PROTO_TCP, A, B, 1000, 80)
@@ -363,6 +370,22 @@ def test_checksum_counts_only_where_conntrack_checks_it() -> None:
     assert finding(tcp(ACK), flow(), queued=unverified).reason is Reason.BAD_CHECKSUM
     local = Queued(octets, Hook.OUTPUT, "", "eth0", 0, CHECKSUM_UNVERIFIED)
     assert finding(tcp(SYN | ACK), flow(), queued=local).reason is Reason.BAD_TRANSITION
+
+
+@pytest.mark.parametrize("cut", [0, 20])
+def test_checksum_that_only_conntrack_finds_wrong(cut: int) -> None:
+    """Of a packet with a routing header, whose checksum covers the final destination."""
+    final = octets_of(IPv6(src="fd91::2", dst="fd92::3") / TCP(flags="FA") / bytes(20))
+    route = bytes((6, 2, 2, 1, 0, 0, 0, 0)) + final[24:40]
+    octets = octets_of(IPv6(src="fd91::2", dst="fd92::2", nh=43) / Raw(route + final[40:]))
+    packet = decode(octets)
+    unverified = Queued(
+        octets[: len(octets) - cut], Hook.PREROUTING, "eth0", "", 0, CHECKSUM_UNVERIFIED
+    )
+    found = finding(packet, queued=unverified)
+    assert (found.reason, found.detail) == (Reason.UNSUPPORTED, OTHER_ADDRESSES)
+    damaged = replace(unverified, octets=octets[:-1] + b"!")
+    assert finding(packet, queued=damaged).reason is Reason.BAD_CHECKSUM
 
 
 def test_udp_has_no_window() -> None:

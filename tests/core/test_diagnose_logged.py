@@ -4,7 +4,11 @@
 from collections.abc import Sequence
 
 import pytest
+from scapy.layers.inet import TCP
+from scapy.layers.inet6 import IPv6
+from scapy.packet import Raw
 
+from nfq_guard.conntrack.details import OTHER_ADDRESSES
 from nfq_guard.conntrack.kernel_rules import KERNEL_5_10, KERNEL_5_15, KERNEL_6_1, KernelRules
 from nfq_guard.conntrack.log_text import Logged, parse_log
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
@@ -23,7 +27,8 @@ from nfq_guard.flow import (
 from nfq_guard.policy.default import default_policy
 from nfq_guard.seqno import seq
 from nfq_guard.wire.ip import decode
-from nfq_guard.wire.packet import CHECKSUM_GOOD, Queued
+from nfq_guard.wire.packet import CHECKSUM_GOOD, CHECKSUM_UNVERIFIED, Queued
+from tests.support.octets import octets_of
 from tests.support.packets import A4, B4, error, icmp, ip, tcp, udp
 from tests.support.segments import ACK, SYN, tcp_ipv4
 
@@ -68,12 +73,13 @@ def finding(
     silent: frozenset[Reason] = SILENT_6_12,
     sysctls: Sysctls = DEFAULT_SYSCTLS,
     evidence: Evidence = Evidence.CTNETLINK,
+    checksum: int = CHECKSUM_GOOD,
 ) -> Finding:
     logged = None
     if text is not None:
         logged = parse_log(f"nf_ct_proto_6: {text} ", old_segments_pass=kernel.old_segments_pass)
         assert logged is not None
-    queued = Queued(octets, 0, "eth0", "", 0, CHECKSUM_GOOD)
+    queued = Queued(octets, 0, "eth0", "", 0, checksum)
     return diagnose_logged(
         queued, decode(octets), snapshot, evidence, kernel, sysctls, logged, lambda: silent
     )
@@ -275,3 +281,8 @@ def test_a_checksum_that_conntrack_computes_wrongly() -> None:
     assert finding(correct, "bad checksum").reason is Reason.UNSUPPORTED
     assert finding(correct, "invalid checksum coverage").reason is Reason.MALFORMED
     assert finding(segment(ACK, 1, 1), "bad checksum") == Finding(Reason.BAD_CHECKSUM)
+    plain = octets_of(IPv6(src="fd91::2", dst="fd92::3") / TCP(flags="FA"))
+    route = bytes((6, 2, 2, 1, 0, 0, 0, 0)) + plain[24:40]
+    routed = octets_of(IPv6(src="fd91::2", dst="fd92::2", nh=43) / Raw(route + plain[40:]))
+    wrong = finding(routed, "bad checksum", checksum=CHECKSUM_UNVERIFIED)
+    assert (wrong.reason, wrong.detail) == (Reason.UNSUPPORTED, OTHER_ADDRESSES)
