@@ -508,7 +508,7 @@ class Daemon:
         unserved_s = ledger.unserved_s(now) if began else None
         if unserved_s is not None:
             self._events.emit(UnservedTime(unserved_s=unserved_s))
-        ledger.page_of_daemon.serving(now)
+        ledger.serving(now)
 
     def _note_counted(self, counted: RuleCounters) -> None:
         """Tell a next daemon that finds these rules how far their packets are counted."""

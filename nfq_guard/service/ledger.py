@@ -36,6 +36,8 @@ _MAGIC: Final = b"nfq_guard ledger "
 _FORMAT: Final = b"3\n"
 # Behind that, in which boot: the clock of another one began anew.
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+# The clock of a time namespace differs from that of the host, and from that of the next one.
+_TIME_OFFSETS: Final = Path("/proc/self/timens_offsets")
 # How long a start waits for the workers of a daemon that was killed. They end by themselves.
 _ENDED_WITHIN_S: Final = 1.5
 _POLL_S: Final = 0.02
@@ -75,7 +77,8 @@ class Left(NamedTuple):
         judging: Packets that it was judging: they may have a verdict.
         port_id: Netlink port id of its socket; 0 if unknown.
         drops: Packets dropped by the kernel through that socket, as far as events count them.
-        seen_ms: When it last said that it serves, monotonic milliseconds; 0 if it did not.
+        seen_ms: When it last said that it serves, monotonic milliseconds of the initial time
+            namespace; 0 if it did not.
         held: Events about missing packets that the recording does not have.
         shed: Packets above the rate at the rules, as far as the daemon had counted them.
         unjudged: Packets that were not judged, likewise.
@@ -178,7 +181,7 @@ class Page:
         self._words[_UNJUDGED] = unjudged
 
     def serving(self, now: float) -> None:
-        """Say that the daemon serves at `now`, monotonic seconds."""
+        """Say that the daemon serves at `now`, monotonic seconds of the initial time namespace."""
         self._words[_SEEN] = int(now * 1000)
 
     def hold(self, gaps: Sequence[Gap]) -> bool:
@@ -237,6 +240,7 @@ class Ledger:
         self._queues = queues
         self._notes = notes
         self._header = _header()
+        self._ahead_s = clock_ahead_s(_TIME_OFFSETS)
         self._path: Path | None = None
         self._fd = -1
         self._pages: dict[int | None, Page] = {}
@@ -301,11 +305,16 @@ class Ledger:
         """What an earlier process of this queue left; None for nothing."""
         return next((left for left in self.left if left.queue == queue), None)
 
+    def serving(self, now: float) -> None:
+        """Say that the daemon serves at `now`, monotonic seconds."""
+        self.page_of_daemon.serving(now - self._ahead_s)
+
     def unserved_s(self, now: float) -> float | None:
         """For how long no daemon has served at `now`, monotonic seconds.
 
         At most a second too long. None if no earlier daemon was killed, or it did not serve.
         """
+        now -= self._ahead_s
         return round(now - self._seen_s, 3) if 0 < self._seen_s <= now else None
 
     def close(self) -> None:
@@ -384,6 +393,23 @@ def _header() -> bytes:
     except OSError:
         boot = b""
     return _MAGIC + _FORMAT + boot
+
+
+def clock_ahead_s(offsets: Path) -> float:
+    """By how much the monotonic clock is ahead of that of the initial time namespace.
+
+    Args:
+        offsets: The kernel's file with the offsets of this time namespace.
+    """
+    try:
+        lines = offsets.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0.0  # a kernel without time namespaces
+    for line in lines:
+        words = line.split()
+        if words[0] == "monotonic":
+            return int(words[1]) + int(words[2]) / 1e9
+    return 0.0
 
 
 def hold_left(left: Left, events: EventLog) -> None:

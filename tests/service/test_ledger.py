@@ -5,6 +5,8 @@ import fcntl
 import os
 import socket
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +16,21 @@ import pytest
 from nfq_guard.finding import Reason
 from nfq_guard.policy.decision import Action, Decision
 from nfq_guard.service import ledger as ledger_module
-from nfq_guard.service.ledger import PAGE_BYTES, Ledger, Left, Page, Unreported, left_in, state_left
+from nfq_guard.service.ledger import (
+    PAGE_BYTES,
+    Ledger,
+    Left,
+    Page,
+    Unreported,
+    clock_ahead_s,
+    left_in,
+    state_left,
+)
 from nfq_guard.telemetry.events import KernelDroppedPackets, PacketsShed
 from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.recording import Recording
 from nfq_guard.telemetry.sink import LineSink
-from tests.support.queue import QUEUE
+from tests.support.queue import QUEUE, import_path
 
 GAP = KernelDroppedPackets(queue=QUEUE, queue_full=3, buffer_full=0, since_last=3, waiting=1)
 SHED = PacketsShed(packets=5)
@@ -186,6 +197,53 @@ def test_for_how_long_no_daemon_served(tmp_path: Path) -> None:
         third.page_of_daemon.serving(103)
     with ledger(tmp_path) as fourth:
         assert fourth.unserved_s(104) is None
+
+
+_SERVED = """
+import os, sys, time
+from pathlib import Path
+from nfq_guard.service.ledger import Ledger
+one = Ledger([1], Path(sys.argv[1]), [])
+before = one.unserved_s(time.monotonic())
+one.begin()
+one.serving(time.monotonic())
+print(before, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.kernel
+def test_time_without_a_daemon_across_time_namespaces(tmp_path: Path) -> None:
+    """A container may be given a clock of its own, and the next one another."""
+    found: list[str] = []
+    for ahead_s in (0, 86_400, 500, 0):
+        clock = ("unshare", "--time", "--monotonic", str(ahead_s), "--fork") if ahead_s else ()
+        done = subprocess.run(
+            [*clock, sys.executable, "-c", _SERVED, str(tmp_path / "s")],
+            check=True,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": import_path()},
+        )
+        found.append(done.stdout.strip())
+    assert found[0] == "None"
+    assert all(0 <= float(each) < 60 for each in found[1:])
+
+
+@pytest.mark.parametrize(
+    ("offsets", "ahead_s"),
+    [
+        ("monotonic           0         0\nboottime            9         0\n", 0),
+        ("monotonic         -12  500000000\nboottime            9         0\n", -11.5),
+        ("boottime            9         0\n", 0),
+        (None, 0),
+    ],
+)
+def test_the_clock_of_a_time_namespace(tmp_path: Path, offsets: str | None, ahead_s: float) -> None:
+    path = tmp_path / "offsets"
+    if offsets is not None:
+        path.write_text(offsets, encoding="ascii")
+    assert clock_ahead_s(path) == ahead_s
 
 
 def test_a_file_of_another_boot(tmp_path: Path) -> None:
