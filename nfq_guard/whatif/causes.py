@@ -17,6 +17,9 @@ from nfq_guard.names import (
 )
 from nfq_guard.policy.intervals import is_global, is_private
 
+# States of a flow that has ended. In any other, valid packets, which have no events, may have kept
+# its entry since the last event.
+_ENDED: Final = frozenset({TcpState.TIME_WAIT.name, TcpState.CLOSE.name})
 _CAUSED: Final = frozenset({Reason.NO_ENTRY, Reason.BAD_TRANSITION, Reason.SEQ_OVER})
 
 
@@ -43,13 +46,15 @@ def cause_in_event(
     """
     if reason not in _CAUSED or tcp_flags is None or src is None or dst is None:
         return None
-    expired = None
+    expired = gone = False
     if before is not None:
-        expired = before[1] >= TCP_TIMEOUTS_S[tcp_state_number(before[0])]
+        last_state, age_s = before
+        gone = age_s < TCP_TIMEOUTS_S[tcp_state_number(last_state)]
+        expired = not gone and last_state in _ENDED
     known = Circumstances(
         expired=expired,
         private=is_private(address_bytes(src)) and is_global(address_bytes(dst)),
-        gone=None if expired is None else not expired,
+        gone=gone,
         unanswered=state == TcpState.SYN_SENT.name,
     )
     detail = detail_of(

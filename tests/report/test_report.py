@@ -620,6 +620,16 @@ def test_causes_that_the_flow_before_tells(gap_s: int, cause: Cause) -> None:
     assert escape(CAUSES[cause].sentences) in text
 
 
+@pytest.mark.parametrize("state", ["SYN_RECV", "ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK"])
+def test_a_flow_that_goes_on_between_two_events_has_not_expired(state: str) -> None:
+    """Its valid packets have no events, and keep its entry, until it is deleted."""
+    before = event(
+        src="198.51.100.2", dport=7, state=state, timestamp="2026-11-16T02:00:00.000000Z"
+    )
+    text = rendered(before, no_entry(9, 7, tcp_flags="FA"))
+    assert not any(escape(one.sentences) in text for one in CAUSES.values())
+
+
 def test_flows_that_lost_their_entries_at_once() -> None:
     """As after a flush; and not where they are spread over time."""
     at_once = [no_entry(100 + port % 3, port) for port in range(1, 31)]
