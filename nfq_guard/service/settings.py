@@ -49,7 +49,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             takes the reason from the kernel's log of the packet and the rest from `ctnetlink`;
             `ctnetlink` alone cannot tell which bound of the window a segment broke. `auto` takes
             the first of these that the host offers.
-        zones: Conntrack zones in which flows are looked up, in order.
+        zones: Conntrack zones in which flows are looked up, in order. A queued packet does not show
+            its zone: where several have a flow of its addresses and ports, the first one counts,
+            which may be that of another network.
         fail_mode: The treatment of packets that are not judged: `open` accepts them, `closed` drops
             them, and `kernel-drop` leaves them to a rule in a later table that drops INVALID
             packets with our mark. In dry-run they are accepted whatever the fail mode.
