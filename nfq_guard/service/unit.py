@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Restrictions of the service unit's sandbox on a daemon, for `check`."""
 
+import contextlib
 import ipaddress
 import os
 import pwd
@@ -26,6 +27,8 @@ _WRITABLE: Final = ("/run/nfq-guard", "/var/lib/nfq-guard", "/var/log/nfq-guard"
 # What PrivateTmp= and ProtectHome= replace by directories of the unit's own, or hide.
 _TEMPORARY: Final = ("/tmp", "/var/tmp")  # noqa: S108 - names
 _HOMES: Final = ("/home", "/root", "/run/user")
+# As many as the kernel follows.
+_LINKS_MAX: Final = 40
 _LISTEN: Final = f"{TABLE}.metrics_listen"
 _ROOT: Final = frozenset({"", "root", "0"})
 _READS_ALL: Final = "cap_dac_read_search"
@@ -134,14 +137,14 @@ def mistakes(settings: Settings, source: str, sandbox: Sandbox) -> Iterator[Mist
                 f"{TABLE}.{key}",
                 f"a {what} in {', '.join(sandbox.writable or ('a directory that it sees',))}, or a "
                 f"drop-in for {unit} with ReadWritePaths=",
-                shown(path),
+                shown(path) + _leads(path),
             )
     for key, what, path in _read(settings, source):
         if _is_hidden(path, sandbox):
             yield Mistake(
                 f"{TABLE}.{key}",
                 f"a {what} that {unit} sees: its sandbox hides {', '.join(sandbox.hidden)}",
-                shown(path),
+                shown(path) + _leads(path),
             )
 
 
@@ -164,21 +167,26 @@ def _unread(files: Iterable[str], sandbox: Sandbox) -> Mistake | None:
         if _is_hidden(str(path), sandbox):
             hidden = ", ".join(sandbox.hidden)
             expected = f"files that {sandbox.unit} sees: its sandbox hides {hidden}"
-            return Mistake("", expected, str(path))
+            return Mistake("", expected, f"{path}{_leads(str(path))}")
     barred = _barred(paths, sandbox)
     if barred is None:
         return None
-    return Mistake("", f"files that {sandbox.unit} may read as {sandbox.user}", str(barred))
+    return Mistake(
+        "",
+        f"files that {sandbox.unit} may read as {sandbox.user}",
+        f"{barred}{_leads(str(barred))}",
+    )
 
 
 def _unwritten(settings: Settings, sandbox: Sandbox) -> Iterator[Mistake]:
     """Settings that name what the service cannot write, although root can."""
+    owned = {_places(name)[-1] for name in sandbox.owned}
     for key, what, name in _written(settings):
         path = Path("/", name)
         # A log continues; the other files are made anew, beside an earlier one.
         continued = key in {"log", "events_file"} and path.exists()
         place = path if continued or what == "directory" else path.parent
-        if str(place) in sandbox.owned or path.is_relative_to("/dev"):
+        if _places(str(place))[-1] in owned or path.is_relative_to("/dev"):
             continue
         if _barred([place], sandbox, os.W_OK if continued else os.W_OK | os.X_OK):
             expected = f"a {what} that {sandbox.unit} may write as {sandbox.user}"
@@ -275,17 +283,46 @@ def only_from_here(settings: Settings) -> bool:
 
 
 def _may_write(file: str, sandbox: Sandbox) -> bool:
-    path = PurePosixPath(file)
     if _is_hidden(file, sandbox):
         return False
+    path = _places(file)[-1]
     if path.is_relative_to("/dev"):
         return True  # ProtectSystem=strict leaves it out
-    writable = sandbox.writable
-    return writable is None or any(path.is_relative_to(folder) for folder in writable)
+    return sandbox.writable is None or _is_in(path, sandbox.writable)
 
 
 def _is_hidden(file: str, sandbox: Sandbox) -> bool:
-    return any(PurePosixPath(file).is_relative_to(folder) for folder in sandbox.hidden)
+    return any(_is_in(place, sandbox.hidden) for place in _places(file))
+
+
+def _is_in(place: PurePosixPath, folders: Iterable[str]) -> bool:
+    """Whether a place is in one of the folders, or in what a link of that name leads to."""
+    return any(
+        place.is_relative_to(folder) or place.is_relative_to(_places(folder)[-1])
+        for folder in folders
+    )
+
+
+def _places(file: str) -> list[PurePosixPath]:
+    """The path of a file, and what each symbolic link on the way makes of it; the last has none."""
+    path = Path("/", file)
+    places = [path]
+    # A link that this user may not see is not followed.
+    with contextlib.suppress(OSError):
+        for _ in range(_LINKS_MAX):
+            way = (*reversed(path.parents), path)
+            link = next((one for one in way if one.is_symlink()), None)
+            if link is None or link.is_relative_to("/dev") or link.is_relative_to("/proc"):
+                break  # these lead each process elsewhere
+            path = link.parent / link.readlink() / path.relative_to(link)
+            places.append(path)
+    return [PurePosixPath(os.path.normpath(one)) for one in places]
+
+
+def _leads(file: str) -> str:
+    """Where the links on the way to a file lead; empty without one."""
+    places = _places(file)
+    return "" if places[0] == places[-1] else f", which leads to {places[-1]}"
 
 
 def _reaches_others(sandbox: Sandbox) -> bool:

@@ -241,9 +241,43 @@ def test_a_policy_that_the_sandbox_hides(file: str, expected: list[str]) -> None
         Path("/etc/nfq-guard/nfq-guard.toml"), Systemctl("nfq-guard.service", SHIPPED)
     )
     assert sandbox is not None
-    config = dataclasses.replace(load_config(None), files={file: b""})
+    config = dataclasses.replace(load_config(None), source="a file", files={file: b""})
     found = [str(one) for one in unit.refused(config, sandbox)]
     assert found == [f"expected {text}, found {file}" for text in expected]
+
+
+def test_links_on_the_way_to_what_the_service_reads_and_writes(tmp_path: Path) -> None:
+    """Systemd hides and opens places, whatever the names are by which a file is reached."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "lib").symlink_to("data")
+    (tmp_path / "lib" / "policy.toml").write_text("")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "link").symlink_to("../data")
+    (tmp_path / "outside.toml").symlink_to("home/link/policy.toml")
+    (tmp_path / "inside").symlink_to("data/nfq-guard")
+    (tmp_path / "round").symlink_to("round")
+    (tmp_path / "null").symlink_to("/dev/null")
+    hidden = unit.Sandbox("a.service", writable=None, hidden=(f"{tmp_path}/home",), user="")
+    config = dataclasses.replace(load_config(None), source="a file")
+
+    def read(name: str) -> list[str]:
+        files = {str(tmp_path / name): b""}
+        return [str(one) for one in unit.refused(dataclasses.replace(config, files=files), hidden)]
+
+    (said,) = read("outside.toml")
+    assert said.endswith(
+        f"found {tmp_path}/outside.toml, which leads to {tmp_path}/data/policy.toml"
+    )
+    assert read("lib/policy.toml") == read("round") == []
+
+    for folder in ("lib/nfq-guard", "data/nfq-guard"):
+        sandbox = unit.Sandbox("a.service", writable=(str(tmp_path / folder),), hidden=(), user="")
+        for name, fine in (("lib/nfq-guard/m", True), ("inside/m", True), ("outside.toml", False)):
+            settings = Settings(control_socket="", metrics_file=str(tmp_path / name))
+            assert (list(mistakes(settings, "a file", sandbox)) == []) is fine, (folder, name)
+    assert refused({}, control_socket="/var/run/nfq-guard/control.sock") == []
+    assert refused({"PrivateTmp": "no"}, log=str(tmp_path / "null")) == []
+    assert refused({}, log="/dev/stderr") == []
 
 
 @pytest.mark.kernel
@@ -253,7 +287,7 @@ def test_what_the_user_of_a_service_cannot_write(*, reads_all: bool) -> None:
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         place.chmod(0o755)
-        config = load_config(None)
+        config = dataclasses.replace(load_config(None), source="a file")
         sandbox = unit.Sandbox(
             "a.service", writable=None, owned=(name,), hidden=(), reads_all=reads_all, user="nobody"
         )
