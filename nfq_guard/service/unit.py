@@ -63,6 +63,7 @@ class Sandbox(NamedTuple):
 
 def sandbox_of(config: Path, runner: Runner) -> Sandbox | None:
     """The sandbox of the installed unit that runs a daemon with this file; None without one."""
+    config = Path(os.path.normpath(config.absolute()))
     if config.parent != DEFAULT_PATH.parent or not runner.find("systemctl"):
         return None
     unit = "nfq-guard" if config == DEFAULT_PATH else f"nfq-guard@{config.stem}"

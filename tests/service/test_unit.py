@@ -280,6 +280,13 @@ def test_links_on_the_way_to_what_the_service_reads_and_writes(tmp_path: Path) -
     assert refused({}, log="/dev/stderr") == []
 
 
+def test_a_file_of_the_unit_by_another_spelling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unit, "DEFAULT_PATH", Path.cwd() / "nfq-guard.toml")
+    systemctl = Systemctl("nfq-guard.service", SHIPPED)
+    for name in ("nfq-guard.toml", "./nfq-guard.toml", "a/../nfq-guard.toml"):
+        assert sandbox_of(Path(name), systemctl) is not None
+
+
 @pytest.mark.kernel
 @pytest.mark.parametrize("reads_all", [False, True])
 def test_what_the_user_of_a_service_cannot_write(*, reads_all: bool) -> None:
