@@ -259,9 +259,20 @@ class _Tables(NamedTuple):
     is_empty: bool = False
 
 
+def _is_absent(path: Path) -> bool:
+    """Whether nothing has this name; a link to nothing, or a file out of reach, has it."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _read_tables(path: Path | None, read: ReadFile) -> _Tables:
     if path is None:
-        if not DEFAULT_PATH.exists():
+        if _is_absent(DEFAULT_PATH):
             return _Tables(DEFAULTS, Settings(), None, [])
         path = DEFAULT_PATH
     if not _is_utf8(path):

@@ -16,7 +16,7 @@ from nfq_guard.firewall.xtables import Runner
 from nfq_guard.policy.lint import Caution
 from nfq_guard.policy.values import shown
 from nfq_guard.policyfile import shadow_path
-from nfq_guard.service.config import DEFAULT_PATH, Config
+from nfq_guard.service.config import DEFAULT_PATH, DEFAULTS, Config
 from nfq_guard.service.settings import JOURNAL, STDOUT, TABLE, Settings, parse_listen
 
 UNDER_SYSTEMD: Final = "INVOCATION_ID"
@@ -154,6 +154,9 @@ def refused(config: Config, sandbox: Sandbox) -> list[Mistake]:
 
     Call it while the process has only one thread.
     """
+    if config.source == DEFAULTS:
+        # Only `nfq-guard run` without --config starts without a file.
+        return [Mistake("", f"the file that {sandbox.unit} starts with", f"no {DEFAULT_PATH}")]
     found = list(mistakes(config.settings, config.source, sandbox))
     if found:
         return found

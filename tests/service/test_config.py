@@ -40,6 +40,18 @@ def test_no_file_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert load_config(None).source == "defaults"
 
 
+def test_a_link_to_nothing_is_not_the_absence_of_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Otherwise `check` would accept the defaults, which the service does not start with."""
+    (tmp_path / "link").symlink_to(tmp_path / "none")
+    (tmp_path / "file").touch()
+    for name in ("link", "file/below"):
+        monkeypatch.setattr(config, "DEFAULT_PATH", tmp_path / name)
+        with pytest.raises(ConfigError, match="expected a readable file"):
+            load_config(None)
+
+
 def test_named_file_must_be_there(file: Path) -> None:
     assert problem(file).endswith("found No such file or directory")
 

@@ -280,6 +280,15 @@ def test_links_on_the_way_to_what_the_service_reads_and_writes(tmp_path: Path) -
     assert refused({}, log="/dev/stderr") == []
 
 
+def test_a_service_does_not_start_without_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its unit names the file, so the defaults that `run` alone would take are of no use to it."""
+    monkeypatch.setattr("nfq_guard.service.config.DEFAULT_PATH", tmp_path / "none")
+    (said,) = unit.refused(load_config(None), unit.Sandbox("a.service"))
+    assert str(said).startswith("expected the file that a.service starts with, found no /etc/")
+
+
 def test_a_file_of_the_unit_by_another_spelling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unit, "DEFAULT_PATH", Path.cwd() / "nfq-guard.toml")
     systemctl = Systemctl("nfq-guard.service", SHIPPED)
