@@ -104,6 +104,10 @@ for place in "$prefix" "$prefix/lib" "$prefix/sbin" "$prefix/share" /etc "$units
     /etc/logrotate.d /etc/sysusers.d; do
     [ ! -e "$place" ] || [ -w "$place" ] || fail "$place cannot be written; nothing is changed"
 done
+# A place that is not mounted yet, or a link that has outlived its file.
+config=/etc/nfq-guard/nfq-guard.toml
+[ ! -L $config ] || [ -e $config ] ||
+    fail "$config leads to $(readlink $config), which does not exist; nothing is changed"
 [ "$(readlink "$units/nfq-guard.service")" != /dev/null ] ||
     fail "nfq-guard.service is masked; nothing is changed: systemctl unmask nfq-guard.service"
 

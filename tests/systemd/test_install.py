@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nfq_guard.lab.pace import limit
-from tests.systemd.conftest import Guest
+from tests.systemd.conftest import CONFIG, Guest
 
 INSTALLER = Path(__file__).parents[2] / "systemd" / "install.sh"
 
@@ -59,6 +59,11 @@ def test_an_install_that_cannot_succeed_changes_nothing(guest: Guest) -> None:
     said = refused()
     assert "daemon.queue: expected a whole number from 0 to 65535, found 70000 (line 2)" in said
     assert "nfq-guard.toml has mistakes; nothing is changed" in said.splitlines()[-1]
+    gone = f"mv {CONFIG} /run/kept; ln -s /srv/gone.toml {CONFIG}; "
+    gone += f"trap 'mv /run/kept {CONFIG}' EXIT"
+    said = refused(gone)
+    leads = f"{CONFIG} leads to /srv/gone.toml, which does not exist"
+    assert said == f"nfq-guard: {leads}; nothing is changed\n"
     unit = "/lib/systemd/system/nfq-guard.service"
     for action in ("install", "uninstall"):
         said = guest.sh(f"trap 'rm {unit}' EXIT; touch {unit}; {INSTALLER} {action}", check=False)
