@@ -7,8 +7,9 @@
 # WHEELS   folder with all wheels, for a host without network; by default they are built here
 # HASHES   no: take the packages of that folder whatever their hashes are
 #
-# Root's Python takes no module (-P) from the directory in which this is run.
+# Root's Python takes no module from the directory in which this is run (-P), nor from PYTHONPATH.
 set -eu
+unset PYTHONPATH PYTHONHOME
 # The service is not root, and must be able to read what a root with another umask installs.
 umask 022
 here=$(cd "$(dirname "$0")" && pwd)
@@ -190,7 +191,8 @@ if [ -e /etc/nfq-guard/nfq-guard.toml ]; then
     }
 fi
 # Nothing but the command names its place.
-sed -i "1s|^#!.*|#!$home/bin/python|" "$new/bin/nfq-guard"
+# And root's environment does not choose its modules.
+sed -i "1s|^#!.*|#!$home/bin/python -I|" "$new/bin/nfq-guard"
 rm -rf "$home.old"
 [ ! -e "$home" ] || mv "$home" "$home.old"
 mv "$new" "$home"

@@ -123,6 +123,15 @@ def test_uninstall_takes_what_a_service_left_that_systemd_gave_up(guest: Guest) 
     guest.install()
 
 
+def test_modules_of_the_environment_are_not_taken(guest: Guest) -> None:
+    """Many hosts export PYTHONPATH to all programs, such as those with ROS."""
+    guest.sh("mkdir -p /tmp/others/nfq_guard; touch /tmp/others/nfq_guard/__init__.py")
+    guest.sh("echo 'raise SystemExit(\"of others\")' >/tmp/others/json.py")
+    others = "PYTHONPATH=/tmp/others PYTHONHOME=/nonexistent"
+    assert "running in dry-run mode" in guest.install("", *others.split())
+    assert guest.sh(f"{others} nfq-guard status").startswith("mode        dry-run")
+
+
 def test_what_the_operator_has_changed_stays(guest: Guest) -> None:
     """An upgrade and an uninstallation keep it, and say so; a reinstallation takes it."""
     rotation = "/etc/logrotate.d/nfq-guard"
