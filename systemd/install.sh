@@ -139,14 +139,17 @@ if [ -z "$wheels" ]; then
     say "building wheels in $wheels, with the packet path compiled"
     rm -rf "$wheels" "$tree/build/install"
     "$python" -P -m venv "$tree/build/install"
-    pip="$tree/build/install/bin/python -P -m pip --disable-pip-version-check --quiet"
-    $pip install --constraint "$tree/constraints.txt" --upgrade pip cython setuptools build ||
+    pip() { "$tree/build/install/bin/python" -P -m pip --disable-pip-version-check --quiet "$@"; }
+    pip install --constraint "$tree/constraints.txt" --upgrade pip cython setuptools build ||
         fail "building the wheels needs the package registry; or name a folder with them: WHEELS=FOLDER"
     # Built from an sdist, because the build leaves compiled modules beside its sources.
-    { SOURCE_DATE_EPOCH=1704067200 CFLAGS="${CFLAGS:-} -g0" $pip wheel --no-build-isolation --no-deps \
-        --require-hashes --wheel-dir "$wheels" --requirement "$tree/requirements-source.txt" &&
+    { (
+        export SOURCE_DATE_EPOCH=1704067200 CFLAGS="${CFLAGS:-} -g0"
+        pip wheel --no-build-isolation --no-deps --require-hashes --wheel-dir "$wheels" \
+            --requirement "$tree/requirements-source.txt"
+    ) &&
         "$tree/build/install/bin/python" -P -m build --outdir "$wheels" "$tree" >/dev/null &&
-        $pip wheel --constraint "$tree/constraints.txt" --find-links "$wheels" \
+        pip wheel --constraint "$tree/constraints.txt" --find-links "$wheels" \
             --wheel-dir "$wheels" "$(echo "$wheels"/nfq_guard-*.whl)[report]"; } ||
         fail "the wheels cannot be built here; nothing is changed"
 fi

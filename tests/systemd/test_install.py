@@ -132,6 +132,25 @@ def test_modules_of_the_environment_are_not_taken(guest: Guest) -> None:
     assert guest.sh(f"{others} nfq-guard status").startswith("mode        dry-run")
 
 
+# Makes environments that have itself for Python, and whose pip fails.
+_STUB = r"""#!/bin/sh
+for last; do :; done
+case $* in
+*"-m venv"*) mkdir -p "$last/bin"; cp "$0" "$last/bin/python" ;;
+*"-m pip"*) echo the pip of "$0"; exit 1 ;;
+*) echo True ;;
+esac
+"""
+
+
+def test_a_tree_whose_path_has_a_space(guest: Guest) -> None:
+    source = INSTALLER.parents[1]
+    guest.sh("mkdir '/run/a tree'; cat >/run/stub <<'END'\n" + _STUB + "END\nchmod +x /run/stub")
+    guest.sh(f"cp -r {source}/systemd {source}/bootstrap.sh '/run/a tree'")
+    said = guest.sh("PYTHON=/run/stub '/run/a tree/systemd/install.sh' install", check=False)
+    assert "the pip of /run/a tree/build/install/bin/python\n" in said
+
+
 def test_what_the_operator_has_changed_stays(guest: Guest) -> None:
     """An upgrade and an uninstallation keep it, and say so; a reinstallation takes it."""
     rotation = "/etc/logrotate.d/nfq-guard"
