@@ -67,7 +67,11 @@ if [ "$1" = uninstall ]; then
     fi
     # What a service left that systemd gave up after many crashes, such as sysctls, also in the
     # network namespaces of instances.
-    left="/etc/nfq-guard, /var/log/nfq-guard, /var/lib/nfq-guard, user nfq-guard"
+    left=
+    for place in /etc/nfq-guard /var/log/nfq-guard /var/lib/nfq-guard; do
+        [ ! -e "$place" ] || left="$left, $place"
+    done
+    ! id nfq-guard >/dev/null 2>&1 || left="$left, user nfq-guard"
     if [ -x "$prefix/sbin/nfq-guard" ]; then
         remove="$prefix/sbin/nfq-guard prepare --remove --rules --quiet"
         $remove || left="$left, rules, as said above"
@@ -97,7 +101,8 @@ if [ "$1" = uninstall ]; then
         [ ! -e "$changed" ] || left="$left, $changed"
     done
     ! running || systemctl daemon-reload
-    say "removed; left in place: $left"
+    left=${left#, }
+    say "removed; left in place: ${left:-nothing}"
     exit 0
 fi
 

@@ -110,6 +110,15 @@ def test_uninstall_takes_all_but_the_configuration(guest: Guest) -> None:
     guest.sh("systemctl enable --quiet --now nfq-guard")
 
 
+def test_what_uninstall_says_that_it_leaves_is_there(guest: Guest) -> None:
+    said = guest.sh(f"{INSTALLER} uninstall")
+    places = "/etc/nfq-guard, /var/log/nfq-guard, /var/lib/nfq-guard, user nfq-guard"
+    assert said == f"nfq-guard: removed; left in place: {places}\n"
+    guest.sh("rm -r /etc/nfq-guard /var/log/nfq-guard /var/lib/nfq-guard; userdel nfq-guard")
+    assert guest.sh(f"{INSTALLER} uninstall") == "nfq-guard: removed; left in place: nothing\n"
+    guest.install()
+
+
 def test_uninstall_takes_what_a_service_left_that_systemd_gave_up(guest: Guest) -> None:
     """After too many crashes rules, pins and sysctls stay, and stopping removes none of them."""
     guest.configure('mode = "dry-run"\nevidence = "kernel-log"')
