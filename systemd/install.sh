@@ -253,8 +253,18 @@ elif systemctl enable --quiet nfq-guard.service $socket 2>/dev/null; then
 else
     say "no systemd is running here, and it cannot be enabled: systemctl enable nfq-guard"
 fi
-metrics="http://127.0.0.1:9477/metrics, and /healthz"
-[ -n "$socket" ] || metrics="none, because nfq-guard-metrics.socket is disabled on this host"
+# The setting is for a host that has no such socket.
+address=$(sed -n 's/^metrics_listen *= *"\(..*\)"$/\1/p' /etc/nfq-guard/nfq-guard.toml)
+why="nfq-guard-metrics.socket is disabled on this host"
+if [ -n "$socket" ] && ! running; then
+    address=127.0.0.1:9477
+elif [ -n "$socket" ] && systemctl is-failed --quiet $socket; then
+    why="its socket cannot be opened: systemctl status $socket"
+elif [ -n "$socket" ]; then
+    address=$(systemctl show --value -p Listen $socket | sed -n '1s/ .*//p')
+fi
+metrics="none, because $why"
+[ -z "$address" ] || metrics="http://$address/metrics, and /healthz"
 events=$(sed -n 's/^events_file *= *"\(.*\)"$/\1/p' /etc/nfq-guard/nfq-guard.toml)
 cat <<EOF
   packets:     ${events:+tail -F }${events:-journalctl -u nfq-guard -f}

@@ -11,6 +11,7 @@ from nfq_guard.lab.pace import limit
 from tests.systemd.conftest import CONFIG, Guest
 
 INSTALLER = Path(__file__).parents[2] / "systemd" / "install.sh"
+DROP_INS = "/etc/systemd/system/nfq-guard.service.d"
 
 pytestmark = [
     pytest.mark.kernel,
@@ -237,6 +238,27 @@ def test_an_upgrade_leaves_the_endpoint_of_the_metrics_closed(guest: Guest) -> N
     assert guest.show("UnitFileState", "nfq-guard-metrics.socket") == "disabled"
     assert guest.show("ActiveState", "nfq-guard-metrics.socket") == "inactive"
     guest.sh("systemctl enable nfq-guard-metrics.socket; systemctl restart nfq-guard")
+
+
+def test_the_endpoint_of_the_metrics_that_is_said_is_there(guest: Guest) -> None:
+    socket, drop_in = "nfq-guard-metrics.socket", "/run/systemd/system/nfq-guard-metrics.socket.d"
+    assert "metrics:     http://127.0.0.1:9477/metrics," in guest.install()
+    guest.sh(f"mkdir {drop_in}; printf '[Socket]\nListenStream=\n' >{drop_in}/a.conf")
+    guest.sh(f"echo ListenStream=127.0.0.1:9478 >>{drop_in}/a.conf")
+    assert "metrics:     http://127.0.0.1:9478/metrics," in guest.install()
+    guest.sh(f"rm -r {drop_in}; systemctl daemon-reload; systemctl stop nfq-guard {socket}")
+    guest.sh("systemd-run --unit=other python3 -m http.server --bind 127.0.0.1 9477")
+    said = guest.install("until ss -lt | grep -q 9477; do sleep 0.1; done")
+    assert (
+        f"metrics:     none, because its socket cannot be opened: systemctl status {socket}" in said
+    )
+    guest.sh(f"systemctl stop other; systemctl disable --quiet --now {socket}; mkdir -p {DROP_INS}")
+    guest.sh(f"cp /usr/local/share/doc/nfq-guard/metrics.conf {DROP_INS}/; systemctl daemon-reload")
+    guest.configure('metrics_listen = "127.0.0.1:9479"')
+    assert "metrics:     http://127.0.0.1:9479/metrics," in guest.install()
+    guest.configure("")
+    guest.sh(f"rm -r {DROP_INS}; systemctl daemon-reload; systemctl enable --quiet {socket}")
+    guest.sh("systemctl restart nfq-guard")
 
 
 def test_a_mask_stays_and_is_not_written_through(guest: Guest) -> None:
