@@ -113,12 +113,15 @@ def remove(instance: str) -> None:
     """Remove all pins of `instance`; processes that have opened a pin keep the program.
 
     Raises:
+        PrivilegeError: This process is not root's.
         UnavailableError: The kernel refused.
     """
     try:
         with suppress(FileNotFoundError):
             shutil.rmtree(BPF_FILES / _HOME / instance)
     except OSError as error:
+        if os.geteuid() != 0:
+            raise PrivilegeError("removing the pins takes root") from None
         raise UnavailableError(f"the pins cannot be removed: {error}") from None
     shared_folder.remove_unused(BPF_FILES / _HOME)
 

@@ -4,6 +4,7 @@
 import errno
 import os
 import pwd
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -419,6 +420,21 @@ def test_pinning_takes_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(PrivilegeError, match="takes root"):
         pins.prepare("one", 1, USER)
+
+
+def test_removing_takes_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lack of privilege has its own exit status."""
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(PrivilegeError, match="takes root"):
+        pins.remove("one")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    with pytest.raises(UnavailableError, match="Permission denied"):
+        pins.remove("one")
 
 
 def test_an_unknown_user_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
