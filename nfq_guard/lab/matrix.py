@@ -28,6 +28,8 @@ _CAPABILITIES: Final = (
     1 << capabilities.SYS_ADMIN | 1 << capabilities.NET_ADMIN | 1 << capabilities.NET_RAW
 )
 _PROGRAMS: Final = {"ip": "iproute2", "iptables-restore": "iptables"}
+# Not in the PATH of a user, which `su` without `-` keeps.
+_SBIN: Final = "/usr/sbin:/sbin"
 # Trials mostly wait, so there are more of them than CPUs.
 _AT_ONCE: Final = min(8, 2 * (os.cpu_count() or 1))
 
@@ -42,7 +44,7 @@ class Task:
 
 
 def check_requirements() -> None:
-    """Check that the lab can run here.
+    """Check that the lab can run here, and let this process find the programs of administrators.
 
     Raises:
         PrivilegeError: Not root, or root without a capability, as in a container; it is named.
@@ -56,6 +58,7 @@ def check_requirements() -> None:
         raise PrivilegeError(
             f"the lab creates network namespaces, and root does not have {missing} here"
         )
+    os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:{_SBIN}"
     for program, package in _PROGRAMS.items():
         if shutil.which(program) is None:
             raise UnavailableError(f"program {program} (Debian package {package}) is missing")

@@ -139,7 +139,22 @@ def test_missing_iptables_is_reported_with_its_package(
 ) -> None:
     (tmp_path / "ip").symlink_to("/bin/true")
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("nfq_guard.lab.matrix._SBIN", str(tmp_path))
     assert main(["lab", "run", "asymmetric"]) == 69
     assert capsys.readouterr().err == (
         "nfq-guard: program iptables-restore (Debian package iptables) is missing\n"
     )
+
+
+@pytest.mark.kernel
+def test_programs_of_administrators_are_found_with_the_path_of_a_user() -> None:
+    """Which is that of root after `su` without `-`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "nfq_guard", "lab", "demo"],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PATH": "/usr/bin:/bin"},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "next request: answered" in done.stdout
