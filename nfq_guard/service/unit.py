@@ -6,6 +6,7 @@ import ipaddress
 import os
 import pwd
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple, final
@@ -64,11 +65,14 @@ class Sandbox(NamedTuple):
 def sandbox_of(config: Path, runner: Runner) -> Sandbox | None:
     """The sandbox of the installed unit that runs a daemon with this file; None without one."""
     config = Path(os.path.normpath(config.absolute()))
-    if config.parent != DEFAULT_PATH.parent or not runner.find("systemctl"):
+    if not runner.find("systemctl"):
         return None
-    unit = "nfq-guard" if config == DEFAULT_PATH else f"nfq-guard@{config.stem}"
-    done = runner.run(["systemctl", "show", f"{unit}.service"], "")
-    has = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    unit, has = "nfq-guard", _properties("nfq-guard", runner)
+    if config != _config_of(has):
+        if config.parent != DEFAULT_PATH.parent or config == DEFAULT_PATH:
+            return None
+        unit = f"nfq-guard@{config.stem}"
+        has = _properties(unit, runner)
     if has.get("LoadState") != "loaded":
         return None
     denied = has.get("IPAddressDeny", "")
@@ -88,6 +92,20 @@ def sandbox_of(config: Path, runner: Runner) -> Sandbox | None:
         user="" if user in _ROOT else user,
         more_groups=has.get("Group", "") not in {"", user} or bool(has.get("SupplementaryGroups")),
     )
+
+
+def _properties(unit: str, runner: Runner) -> dict[str, str]:
+    done = runner.run(["systemctl", "show", f"{unit}.service"], "")
+    return dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+
+
+def _config_of(has: Mapping[str, str]) -> Path:
+    """The file of the service, which a drop-in may name in the variable CONFIG."""
+    words: list[str] = []
+    with contextlib.suppress(ValueError):  # of a value that a shell would quote otherwise
+        words = shlex.split(has.get("Environment", ""))
+    named = [word.removeprefix("CONFIG=") for word in words if word.startswith("CONFIG=")]
+    return Path(named[-1]) if named else DEFAULT_PATH
 
 
 _DIRECTORIES: Final = (

@@ -289,6 +289,20 @@ def test_a_service_does_not_start_without_a_file(
     assert str(said).startswith("expected the file that a.service starts with, found no /etc/")
 
 
+@pytest.mark.parametrize("place", ["/etc/nfq-guard", "/srv/a fleet"])
+def test_a_file_that_a_drop_in_names(place: str) -> None:
+    """It is that of the service, and not of an instance of its name; the usual one is nobody's."""
+    file = f"{place}/site.toml"
+    has = SHIPPED | {"Environment": f'LANG=C "CONFIG={file}"'}
+    systemctl = Systemctl("nfq-guard.service", has)
+    sandbox = sandbox_of(Path(file), systemctl)
+    assert sandbox is not None
+    assert sandbox.unit == "nfq-guard.service"
+    assert sandbox_of(Path("/etc/nfq-guard/nfq-guard.toml"), systemctl) is None
+    has["Environment"] = 'A="'
+    assert sandbox_of(Path("/etc/nfq-guard/nfq-guard.toml"), systemctl) is not None
+
+
 def test_a_file_of_the_unit_by_another_spelling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unit, "DEFAULT_PATH", Path.cwd() / "nfq-guard.toml")
     systemctl = Systemctl("nfq-guard.service", SHIPPED)
