@@ -26,6 +26,8 @@ _WRITE_BYTES: Final = 1 << 16
 _RETRY_S: Final = 0.5
 # Time for which a file system may keep the caller waiting, seconds. Most writes take microseconds.
 _ANSWER_S: Final = 0.01
+# The same at the end, where what is not written is lost.
+_LAST_ANSWER_S: Final = 1.0
 # Time within which a thread starts, seconds.
 _START_S: Final = 1.0
 # Made in time: without memory it could not be.
@@ -52,6 +54,7 @@ class _Caller:
         self._call: Callable[[], object] | None = None
         self._result: object = None
         self._error: OSError | None = None
+        self._patience_s: float | None = None
         self._wanted = _thread.allocate_lock()
         self._made = _thread.allocate_lock()
         self._wanted.acquire()
@@ -87,6 +90,11 @@ class _Caller:
             raise error.with_traceback(None)
         return self._result
 
+    def wait_longer(self) -> None:
+        """From now on wait longer for results, until one is not there after that time."""
+        if self._patience_s is None:
+            self._patience_s = _LAST_ANSWER_S
+
     def end(self) -> None:
         """End the thread, once its call returns."""
         if not self._purpose:
@@ -94,7 +102,9 @@ class _Caller:
             self._wanted.release()
 
     def _await(self, patience_s: float) -> None:
-        if not self._made.acquire(timeout=patience_s):
+        if not self._made.acquire(timeout=self._patience_s or patience_s):
+            if self._patience_s is not None:
+                self._patience_s = 0.0
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         self._purpose = ""
 
@@ -277,6 +287,8 @@ class LineSink:
 
     def give_up(self, now: float) -> None:
         """Count waiting lines as dropped if they cannot be written, because the end is near."""
+        if self._caller is not None:
+            self._caller.wait_longer()
         if self._failing or self._is_writing():
             self._retry_at = 0.0
             self.push(now)
@@ -291,6 +303,8 @@ class LineSink:
 
     def close(self, now: float) -> None:
         """Write as much as possible, and close; remaining lines count as dropped."""
+        if self._caller is not None:
+            self._caller.wait_longer()
         self._retry_at = 0.0
         self.push(now)
         self.dropped += self.waiting

@@ -127,6 +127,31 @@ def test_lines_behind_a_write_that_does_not_end_are_counted_before_the_end(
     assert sink.dropped == 2
 
 
+def test_the_last_lines_wait_longer_for_a_busy_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or for a busy CPU: what is not written at the end is lost."""
+    sink = LineSink(tmp_path / "log")
+    sink.begin_waiting_elsewhere()
+
+    def busy(fd: int, octets: bytes) -> int:
+        time.sleep(0.1)
+        return os.writev(fd, [octets])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", busy)
+        sink.write(b"one\n")
+        sink.push(0)
+        assert sink.waiting == 1
+        sink.write(b"two\n")
+        sink.give_up(1)
+        assert sink.dropped == 0
+        sink.write(b"stopped\n")
+        sink.close(1)
+    assert (tmp_path / "log").read_bytes() == b"one\ntwo\nstopped\n"
+    assert sink.dropped == 0
+
+
 def test_failures_and_rotations_while_a_thread_waits_for_the_disk(tmp_path: Path) -> None:
     log = tmp_path / "log"
     sink = LineSink(log)
