@@ -6,8 +6,8 @@
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 tree=$(dirname "$here")
-root=$1 prefix=$2
-case $3 in
+root=$1 prefix=$2 kind=$3
+case $kind in
 local)
     units=$root/etc/systemd/system sysusers=$root/etc/sysusers.d
     catalogue=$root/usr/local/lib/systemd/catalog zsh=$root$prefix/share/zsh/site-functions
@@ -27,6 +27,21 @@ copy() {
     chmod 644 "$2.new"
     mv -f "$2.new" "$2"
 }
+# unit SOURCE NAME: a unit. One that an operator has changed, as with `systemctl edit --full`, may not fit
+# this version: it is replaced, and kept beside it. The copy tells the next upgrade apart.
+unit() {
+    if [ "$kind" = local ]; then
+        shipped=$share/nfq-guard/units/$2
+        if [ -f "$shipped" ] && [ -f "$units/$2" ] && ! cmp -s "$units/$2" "$shipped"; then
+            cp "$units/$2" "$units/$2.changed"
+            printf 'nfq-guard: %s was not as installed: kept as %s.changed; changes belong in %s\n' \
+                "$units/$2" "$2" "systemctl edit $2"
+        fi
+        mkdir -p "${shipped%/*}"
+        copy "$1" "$shipped"
+    fi
+    copy "$1" "$units/$2"
+}
 
 mkdir -p "$share/doc/nfq-guard" "$share/nfq-guard" "$units/nfq-guard@.service.d" "$sysusers" \
     "$zsh" "$root/etc/logrotate.d"
@@ -38,14 +53,14 @@ cp "$here/metrics.conf" "$here/pods.conf" "$share/doc/nfq-guard/"
 (cd "$tree/share" && tar -c man bash-completion fish) | tar -x --no-same-owner -C "$share"
 cp "$tree/share/zsh/site-functions/_nfq-guard" "$zsh/"
 copy "$here/steps.sh" "$share/nfq-guard/steps.sh"
-copy "$here/nfq-guard.service" "$units/nfq-guard.service"
-copy "$here/nfq-guard.service" "$units/nfq-guard@.service"
-copy "$here/nfq-guard-metrics.socket" "$units/nfq-guard-metrics.socket"
+unit "$here/nfq-guard.service" nfq-guard.service
+unit "$here/nfq-guard.service" nfq-guard@.service
+unit "$here/nfq-guard-metrics.socket" nfq-guard-metrics.socket
 cp "$here/nfq-guard@.service.d/namespace.conf" "$units/nfq-guard@.service.d/"
 cp "$here/nfq-guard.sysusers" "$sysusers/nfq-guard.conf"
 # An upgrade keeps that of an operator; dpkg does so by itself. The copy tells the next upgrade apart.
 rotation=$root/etc/logrotate.d/nfq-guard
-if [ "$3" = local ]; then
+if [ "$kind" = local ]; then
     shipped=$share/doc/nfq-guard/nfq-guard.logrotate
     if [ -e "$rotation" ] && ! cmp -s "$rotation" "$shipped" &&
         ! cmp -s "$rotation" "$here/nfq-guard.logrotate"; then

@@ -97,7 +97,7 @@ if [ "$1" = uninstall ]; then
     rmdir "$units/nfq-guard.service.wants" 2>/dev/null || true
     journalctl --update-catalog >/dev/null 2>&1 || true
     remove_old
-    for changed in "$rotation" "$units"/nfq-guard*.d; do
+    for changed in "$rotation" "$units"/nfq-guard*.d "$units"/nfq-guard*.changed; do
         [ ! -e "$changed" ] || left="$left, $changed"
     done
     ! running || systemctl daemon-reload

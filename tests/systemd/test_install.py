@@ -182,6 +182,21 @@ def test_what_the_operator_has_changed_stays(guest: Guest) -> None:
     guest.install()
 
 
+def test_a_changed_unit_is_kept_beside_the_new_one(guest: Guest) -> None:
+    """`systemctl edit --full` changes the file itself, where it is in /etc."""
+    unit = "/etc/systemd/system/nfq-guard.service"
+    guest.install()
+    guest.sh(f"echo '# of this host' >>{unit}")
+    assert f"{unit} was not as installed" in guest.install()
+    assert guest.sh(f"tail -1 {unit}.changed; grep -c 'of this host' {unit}", check=False) == (
+        "# of this host\n0\n"
+    )
+    assert "was not as installed" not in guest.install()
+    assert f"{unit}.changed" in guest.sh(f"{INSTALLER} uninstall")
+    guest.sh(f"rm {unit}.changed")
+    guest.install()
+
+
 def test_a_root_whose_files_are_its_own_alone(guest: Guest) -> None:
     """With umask 077 too, the service and other users can read what is installed."""
     guest.sh(f"{INSTALLER} uninstall; mv /etc/nfq-guard /etc/nfq-guard.old")
