@@ -45,12 +45,16 @@ class _Caller:
     gone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, answer_s: float) -> None:
         """Start the thread.
+
+        Args:
+            answer_s: Time for which a call may keep the caller waiting, seconds.
 
         Raises:
             RuntimeError: It does not start, as without the memory for it.
         """
+        self._answer_s = answer_s
         self._call: Callable[[], object] | None = None
         self._result: object = None
         self._error: OSError | None = None
@@ -83,7 +87,7 @@ class _Caller:
             self._purpose = purpose
             self._call = call
             self._wanted.release()
-            patience_s = _ANSWER_S
+            patience_s = self._answer_s
         self._await(patience_s)
         error, self._error = self._error, None
         if error is not None:
@@ -95,11 +99,16 @@ class _Caller:
         if self._patience_s is None:
             self._patience_s = _LAST_ANSWER_S
 
-    def end(self) -> None:
-        """End the thread, once its call returns."""
-        if not self._purpose:
-            self._call = None
-            self._wanted.release()
+    def end(self) -> bool:
+        """End the thread. False while it makes a call: it ends with the process."""
+        if self._purpose:
+            try:
+                self._await(0.0)
+            except BlockingIOError:
+                return False
+        self._call = None
+        self._wanted.release()
+        return True
 
     def _await(self, patience_s: float) -> None:
         if not self._made.acquire(timeout=self._patience_s or patience_s):
@@ -171,18 +180,20 @@ class LineSink:
         self._datagrams = datagrams
         self._caller: _Caller | None = None
         self._size = 0
-        self._is_named = True
         self._fd = self._open()
 
-    def begin_waiting_elsewhere(self) -> None:
+    def begin_waiting_elsewhere(self, answer_s: float = _ANSWER_S) -> None:
         """From now on have a thread wait for the file system of a regular file.
 
         Called once privileges were given up, which a thread from before would keep. Without the
         memory for a thread, do nothing.
+
+        Args:
+            answer_s: Time for which the file system may keep the caller waiting, seconds.
         """
         if self._on_disk and self._caller is None:
             with suppress(RuntimeError, MemoryError):
-                self._caller = _Caller()
+                self._caller = _Caller(answer_s)
 
     @property
     def waiting(self) -> int:
@@ -210,10 +221,8 @@ class LineSink:
             return
         while self._ring or self._rest:
             octets = self._rest or self._gather()
-            if self._unsure:
-                octets = self._whole(octets)
             try:
-                written = self._write(octets)
+                self._rest = self._write(octets)
             except BlockingIOError:
                 self._rest = octets
                 self._retry_at = now + _RETRY_S / 10
@@ -221,11 +230,6 @@ class LineSink:
             except OSError as error:
                 self._fail(octets, error, now)
                 return
-            self._rest = octets[written:]
-            if not self._rest:
-                self._cut = b""
-            elif self._regular:
-                self._note_cut(octets[:written])
         self._retry_at = 0.0
         self._failing = False
 
@@ -235,47 +239,50 @@ class LineSink:
 
     def reopen(self) -> None:
         """Reopen the file by name, after a rotation; on failure the old one stays open."""
-        if self._socket is not None or isinstance(self._target, int) or self._is_writing():
-            return
-        try:
-            fd = self._open()
-        except OSError as error:
-            self._note(error)
-            return
-        os.close(self._fd)
-        self._fd = fd
-        self._cut_at = -1
+        if self._socket is None and isinstance(self._target, Path):
+            self._have(self._open_anew)
 
     def follow(self) -> int:
         """Reopen the file by name if another file, or none, has that name now.
 
         Returns the size of the file, or while its file system does not answer the last one.
         """
-        if self._is_writing():
-            return self._size
-        if self._socket is not None or not isinstance(self._target, Path):
-            self._size = os.fstat(self._fd).st_size
-            return self._size
-        caller = self._caller
-        if caller is None:
-            self._look(self._target)
-        else:
-            with suppress(BlockingIOError):
-                caller.result(_FOLLOW, partial(self._look, self._target))
-        if not self._is_named:
-            self._is_named = True
-            self.reopen()
-            self._size = os.fstat(self._fd).st_size
+        if self._socket is None:
+            self._have(self._look)
         return self._size
 
-    def _look(self, target: Path) -> None:
-        """Note the size of the file, and whether it has its name."""
-        mine = os.fstat(self._fd)
-        self._size = mine.st_size
+    def _have(self, call: Callable[[], None]) -> None:
+        """Have the thread make a call that follows the name, unless it is busy."""
+        if self._caller is None:
+            call()
+        elif not self._is_writing():
+            with suppress(BlockingIOError):
+                self._caller.result(_FOLLOW, call)
+
+    def _look(self) -> None:
+        """Note the size of the file, and reopen it if it does not have its name."""
+        is_named = False
+        with suppress(OSError):  # as of a file that its server has lost
+            mine = os.fstat(self._fd)
+            self._size = mine.st_size
+            is_named = not isinstance(self._target, Path) or os.path.samestat(
+                mine, self._target.stat()
+            )
+        if not is_named and isinstance(self._target, Path):
+            self._open_anew()
+
+    def _open_anew(self) -> None:
         try:
-            self._is_named = os.path.samestat(mine, target.stat())
-        except OSError:
-            self._is_named = False
+            fd = self._open()
+        except OSError as error:
+            self._note(error)
+            return
+        old, self._fd = self._fd, fd
+        self._cut_at = -1
+        with suppress(OSError):
+            self._size = os.fstat(fd).st_size
+        with suppress(OSError):  # it is closed all the same
+            os.close(old)
 
     def forked(self) -> None:
         """Forget lines and counts of the parent process, which still has them; in its child."""
@@ -309,12 +316,13 @@ class LineSink:
         self.push(now)
         self.dropped += self.waiting
         self._clear()
+        # A descriptor that the thread uses is closed with the process.
+        idle = self._caller is None or self._caller.end()
         if self._socket is not None:
             self._socket.close()
-        else:
-            os.close(self._fd)
-        if self._caller is not None:
-            self._caller.end()
+        elif idle:
+            with suppress(OSError):
+                os.close(self._fd)
 
     def _is_writing(self) -> bool:
         """Whether a write is under way whose file system does not answer."""
@@ -353,27 +361,39 @@ class LineSink:
                 os.set_blocking(self._target, False)
         return os.dup(self._target)
 
-    def _note_cut(self, written: bytes) -> None:
-        """Remember how a line begins that was not written to its end, as on a full disk."""
-        begun = written.rpartition(b"\n")
-        self._cut = begun[2] if begun[1] else self._cut + begun[2]
-        self._cut_at = os.fstat(self._fd).st_size
-        self._unsure = True
+    def _append(self, octets: bytes) -> bytes:
+        """Write to the file, and return what it did not take, as on a full disk.
 
-    def _whole(self, octets: bytes) -> bytes:
+        Raises:
+            OSError: It took nothing.
+        """
+        cut, whole = self._whole(octets) if self._unsure else (b"", octets)
+        written = os.write(self._fd, whole)
+        rest = whole[written:]
+        self._cut = b""
+        self._unsure = bool(rest) and self._regular
+        if self._unsure:
+            begun = whole[:written].rpartition(b"\n")
+            self._cut = begun[2] if begun[1] else cut + begun[2]
+            self._cut_at = -1
+            with suppress(OSError):
+                self._cut_at = os.fstat(self._fd).st_size
+        return rest
+
+    def _whole(self, octets: bytes) -> tuple[bytes, bytes]:
         """What to write so that all lines are whole, although the file may end within a line.
 
         That line is ours, and goes on unless another process has written since, or the file is
         another one or was truncated; or it is of a process that has ended or that also waits.
+
+        Returns the beginning of the line that goes on, and the octets to write.
         """
-        self._unsure = False
         size = os.fstat(self._fd).st_size
-        cut, self._cut = self._cut, b""
+        cut = self._cut
         if cut and size == self._cut_at:
-            self._cut = cut
-            return octets
+            return cut, octets
         whole = cut + octets if cut else octets.lstrip(b"\n")
-        return b"\n" + whole if self._ends_within_line(size) else whole
+        return b"", b"\n" + whole if self._ends_within_line(size) else whole
 
     def _ends_within_line(self, size: int) -> bool:
         if not size:
@@ -402,19 +422,18 @@ class LineSink:
         self._ring_bytes -= size
         return b"".join(parts)
 
-    def _write(self, octets: bytes) -> int:
-        if self._socket is not None and self._datagrams:
-            flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-            if isinstance(self._target, int):
-                return self._socket.send(octets, flags)
-            return self._socket.sendto(octets, flags, str(self._target))
-        if self._socket is not None:
-            return self._socket.send(octets, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-        if self._caller is not None and self._on_disk:
-            written = self._caller.result(_WRITE, partial(os.write, self._fd, octets))
-            assert isinstance(written, int)  # noqa: S101 - as `os.write` returns it
-            return written
-        return os.write(self._fd, octets)
+    def _write(self, octets: bytes) -> bytes:
+        """Write without blocking, and return what was not taken."""
+        if self._socket is None:
+            if self._caller is None:
+                return self._append(octets)
+            rest = self._caller.result(_WRITE, partial(self._append, octets))
+            assert isinstance(rest, bytes)  # noqa: S101 - as `_append` returns it
+            return rest
+        flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+        if self._datagrams and isinstance(self._target, Path):
+            return octets[self._socket.sendto(octets, flags, str(self._target)) :]
+        return octets[self._socket.send(octets, flags) :]
 
     def _fail(self, octets: bytes, error: OSError, now: float) -> None:
         """Keep the lines for another attempt, unless the reader is gone or the line is too long."""
@@ -423,10 +442,9 @@ class LineSink:
         self._failing = True
         self._unsure = self._regular
         if error.errno in {errno.EPIPE, errno.ECONNRESET}:
-            self.dropped += octets.count(b"\n") + len(self._ring)
-            self._ring.clear()
-            self._ring_bytes = 0
-            self._rest = b""
+            self._rest = octets
+            self.dropped += self.waiting
+            self._clear()
         elif error.errno == errno.EMSGSIZE:
             self.dropped += 1
             self._rest = b""

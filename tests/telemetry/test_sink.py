@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: MIT
+import errno
 import os
 import resource
 import socket
@@ -8,9 +9,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from nfq_guard import outfile
 from nfq_guard.lab.pace import limit
 from nfq_guard.telemetry.sink import LineSink
 
@@ -53,6 +56,14 @@ def test_stalled_pipe_never_blocks_and_drops_the_oldest() -> None:
     os.close(reading)
 
 
+def await_size(sink: LineSink, octets: int) -> None:
+    """Wait until the thread of the sink has seen that size."""
+    deadline = time.monotonic() + limit(5)
+    while sink.follow() != octets:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def test_a_file_system_that_does_not_answer_blocks_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,7 +101,7 @@ def test_a_file_system_that_does_not_answer_blocks_nobody(
     assert len(numbers) == lines - sink.dropped
     assert numbers == sorted(numbers)
     assert numbers[-1] == lines - 1
-    assert sink.follow() == 9 * len(numbers)
+    await_size(sink, 9 * len(numbers))
     sink.close(turn)
 
 
@@ -152,10 +163,142 @@ def test_the_last_lines_wait_longer_for_a_busy_disk(
     assert sink.dropped == 0
 
 
-def test_failures_and_rotations_while_a_thread_waits_for_the_disk(tmp_path: Path) -> None:
+def test_opening_a_file_that_was_rotated_blocks_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that is frozen right after a rotation makes no new file until it thaws."""
     log = tmp_path / "log"
     sink = LineSink(log)
     sink.begin_waiting_elsewhere()
+    thread = threading.get_ident()
+    thawed = threading.Event()
+    opened = outfile.opened
+
+    def frozen(path: Path, flags: int, mode: int) -> int:
+        if threading.get_ident() == thread:  # would be blocked for as long
+            pytest.fail("the caller opens it itself")
+        thawed.wait()
+        return opened(path, flags, mode)
+
+    log.rename(tmp_path / "log.1")
+    with monkeypatch.context() as patched:
+        patched.setattr(outfile, "opened", frozen)
+        for turn in range(20):
+            sink.follow()
+            sink.reopen()
+            sink.write(b"line\n")
+            sink.push(float(turn))
+        assert (sink.waiting, sink.dropped) == (20, 0)
+        thawed.set()
+        for turn in range(20, 1000):
+            sink.push(float(turn))
+            if not sink.waiting:
+                break
+            time.sleep(0.001)
+    assert log.read_bytes() == 20 * b"line\n"
+    assert (tmp_path / "log.1").read_bytes() == b""
+    await_size(sink, 100)
+    sink.close(1000)
+
+
+def test_the_end_while_a_file_is_being_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = LineSink(tmp_path / "log")
+    sink.begin_waiting_elsewhere()
+    thawed = threading.Event()
+
+    def frozen(*_: object) -> int:
+        thawed.wait()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(outfile, "opened", frozen)
+        sink.reopen()
+        descriptor = sink.fileno()
+        sink.write(b"line\n")
+        sink.close(1)
+        assert sink.dropped == 1
+        os.fstat(descriptor)  # nobody else gets the number while the thread has it
+        thawed.set()
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_file_that_its_server_has_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, elsewhere: bool
+) -> None:
+    """As of a network file system: even the size is unknown then."""
+    log = tmp_path / "log"
+    sink = LineSink(log)
+    if elsewhere:
+        sink.begin_waiting_elsewhere(limit(5))
+    sink.write(b"first\n")
+    sink.push(0)
+
+    def lost(*_: object) -> NoReturn:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(outfile, "opened", lost)
+        patched.setattr(os, "fstat", lost)
+        patched.setattr(os, "write", lost)
+        sink.write(b"second\n")
+        sink.push(1)
+        sink.follow()
+        sink.reopen()
+        sink.push(2)
+        assert (sink.waiting, sink.dropped, sink.errors) == (1, 0, 4)
+        assert sink.last_error == os.strerror(errno.ESTALE)
+    sink.push(3)
+    assert log.read_bytes() == b"first\nsecond\n"
+    sink.close(4)
+
+
+def test_a_line_that_a_failing_disk_cuts_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if a write fails between, and the size of the file is unknown after one of them."""
+    path = tmp_path / "log"
+    sink = LineSink(path)
+    real = os.fstat
+
+    def unknown_once(fd: int) -> os.stat_result:
+        if sink.fileno() == fd and real(fd).st_size == 5:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(fd)
+
+    sink.write(b"line 0000\n")
+    sink.write(b"line 0001\n")
+    with disk_of(3):
+        sink.push(0)
+        sink.push(1)
+    with monkeypatch.context() as patched, disk_of(5):
+        patched.setattr(os, "fstat", unknown_once)
+        sink.push(2)
+    assert path.read_bytes() == b"line "
+    sink.push(3)
+    assert path.read_bytes() == b"line \nline 0000\nline 0001\n"
+    sink.close(4)
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])
+def test_every_line_for_a_reader_that_is_gone_counts(kind: socket.SocketKind) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
+    sink = LineSink(ours.fileno())
+    theirs.close()
+    for number in range(3):
+        sink.write(b"line %d\n" % number)
+    sink.push(0)
+    assert (sink.dropped, sink.waiting, sink.errors) == (3, 0, 1)
+    sink.close(1)
+    ours.close()
+
+
+def test_failures_and_rotations_while_a_thread_waits_for_the_disk(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    sink = LineSink(log)
+    sink.begin_waiting_elsewhere(limit(5))
     with disk_of(25):
         for number in range(100):
             sink.write(b"line %04d\n" % number)
