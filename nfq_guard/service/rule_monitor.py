@@ -68,7 +68,8 @@ class _Check(NamedTuple):
     """The outcome of one check.
 
     Attributes:
-        counted: The kernel's counters of the rules; None if they could not be read.
+        counted: The kernel's counters of the rules, also as reinstalled; empty if they could not be
+            read.
         differences: Every difference between the installed and the required rules.
         reinstalled: Whether the rules were installed again.
         problem: Why the check or the reinstallation failed; empty if it did not.
@@ -76,7 +77,7 @@ class _Check(NamedTuple):
         cpu_s: CPU seconds that it took.
     """
 
-    counted: RuleCounters | None = None
+    counted: tuple[RuleCounters, ...] = ()
     differences: tuple[Difference, ...] = ()
     reinstalled: bool = False
     problem: str = ""
@@ -331,13 +332,13 @@ class RuleMonitor:
         begun = self._cpu_clock()
         check = _Check()
         try:
-            check = check._replace(counted=self._rules.rule_counters())
+            check = check._replace(counted=(self._rules.rule_counters(),))
             check = check._replace(differences=tuple(self._rules.verify()))
             if check.differences and self._reinstall:
                 budget = self._moves if check.moves else self._repairs
                 if budget.take(self._clock()):
-                    self._rules.install()
-                    check = check._replace(reinstalled=True)
+                    counted, _ = self.install()
+                    check = check._replace(counted=(*check.counted, *counted), reinstalled=True)
         except NfqGuardError as error:
             forbidden = isinstance(error, PrivilegeError)
             check = check._replace(problem=str(error), forbidden=forbidden)
@@ -351,8 +352,8 @@ class RuleMonitor:
         self._problem = check.problem
         if check.reinstalled:
             self._made_anew()
-        if check.counted is not None:
-            self.count(check.counted)
+        for one in check.counted:
+            self.count(one)
         if check.forbidden:
             self._forbid(check.problem)
         elif check.problem:

@@ -476,6 +476,21 @@ def test_a_change_of_rules_forgets_no_packet(make: Make) -> None:
     assert one.monitor.packets == RuleCounters(shed=650, unjudged=7)
 
 
+def test_a_repair_of_rules_forgets_no_packet(make: Make) -> None:
+    """Other programs append a rule: the jumps are moved, and all counts begin at 0."""
+    one = make(reinstall=True)
+    one.rules.packets = RuleCounters(shed=489, unjudged=3)
+    one.check()
+    one.rules.at_install = RuleCounters()
+    one.rules.differences = [BEHIND]
+    one.check()
+    assert one.rules.installed == 1
+    one.rules.packets = RuleCounters(shed=989, unjudged=5)
+    one.check()
+    assert one.monitor.packets == RuleCounters(shed=489 + 989, unjudged=3 + 5)
+    assert one.kept[-1] == one.rules.packets
+
+
 def test_rules_that_cannot_be_changed_stay_what_they_should_be(make: Make) -> None:
     outcomes: list[str] = []
     one = make(reinstall=True)
