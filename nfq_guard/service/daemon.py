@@ -170,6 +170,8 @@ class Daemon:
         self._handed_over = False
         self._files = ChangedFiles()
         self._files_changed = False
+        self._keeping = False
+        self._kept_next: LoadedPolicy | None = None
         self.interrupted = False
         self.reloader = Reloader(
             loaded=parts.loaded,
@@ -596,13 +598,26 @@ class Daemon:
                 self._loop.every(_SECOND_S, monitor.watch)
 
     def _keep(self, loaded: LoadedPolicy) -> None:
+        """Keep a policy as the last good one, once an earlier one is kept: disks may be slow."""
         keep = self._parts.keep
-        if keep is not None:
-            self._loop.background(lambda: keep(loaded), lambda _: None, self._keep_failed)
+        if keep is None:
+            return
+        if self._keeping:
+            self._kept_next = loaded
+            return
+        self._keeping = True
+        self._loop.background(lambda: keep(loaded), self._kept, self._keep_failed)
+
+    def _kept(self, _: None) -> None:
+        self._keeping = False
+        waiting, self._kept_next = self._kept_next, None
+        if waiting is not None:
+            self._keep(waiting)
 
     def _keep_failed(self, error: Exception) -> None:
         problem, _ = exception_texts(error)
         self._events.emit(Note(text=f"the last good configuration could not be kept: {problem}"))
+        self._kept(None)
 
     def _begin_survey(self, _now: float) -> None:
         if self._parts.survey is not None:

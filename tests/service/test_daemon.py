@@ -33,6 +33,7 @@ from nfq_guard.telemetry.events import Event
 from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.metrics import Stats
 from nfq_guard.telemetry.sink import LineSink
+from tests.support.queue import wait_for
 
 LIMIT_S = 30.0
 
@@ -82,7 +83,9 @@ class FakeWorkers:
 
     def set_raw_rules(self, rules: tuple[RawRule, ...]) -> None: ...
 
-    def adopt(self, loaded: LoadedPolicy, done: Callable[[str], None]) -> None: ...
+    def adopt(self, loaded: LoadedPolicy, done: Callable[[str], None]) -> None:
+        assert loaded.rule_names
+        done("")
 
     def dump(
         self, address: str | None, flows: int, respond: Responder, *, packets: bool = False
@@ -139,6 +142,7 @@ class Story:
         self.fails: dict[str, Exception] = {}
         self.then: dict[str, Callable[[], None]] = {}
         self.daemon: Daemon | None = None
+        self.keep: Callable[[LoadedPolicy], None] | None = None
         self.workers = FakeWorkers(self)
         self.rules = FakeRules(self)
         self._log = folder / "log"
@@ -225,6 +229,7 @@ class Story:
                         passed=PassedPackets(lambda: self.happened("passed read"), lambda: None),
                         unserved=PassedPackets(lambda: None, lambda: None),
                         survey=survey,
+                        keep=self.keep,
                     )
                 ).run()
         finally:
@@ -304,6 +309,39 @@ def test_a_survey_that_fails_is_said(story: Story) -> None:
     story.stop_at("note")
     story.run()
     assert story.at("READY=1") < story.at("survey begun") < story.at("event note")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_newest_policy_is_kept_last_whatever_the_disk(story: Story, *, fails: bool) -> None:
+    """A save of an earlier one that a disk delays does not replace it."""
+    begun: list[LoadedPolicy] = []
+    kept: list[LoadedPolicy] = []
+    may_keep = threading.Event()
+
+    def keep(loaded: LoadedPolicy) -> None:
+        begun.append(loaded)
+        if len(begun) == 1:
+            assert may_keep.wait(LIMIT_S)
+            if fails:
+                raise NfqGuardError("the disk is full")
+        kept.append(loaded)
+
+    def reload_twice() -> None:
+        try:
+            for number in (1, 2):
+                os.kill(os.getpid(), signal.SIGHUP)
+                wait_for(lambda: story.events().count("reloaded") == number)  # noqa: B023 - called here
+            may_keep.set()
+            wait_for(lambda: len(kept) + fails == len(begun) > 1)
+        finally:
+            terminate()
+
+    story.keep = keep
+    story.then["survey begun"] = threading.Thread(target=reload_twice).start
+    story.run()
+    assert story.daemon is not None
+    assert len(begun) == 2
+    assert kept[-1] is story.daemon.reloader.loaded
 
 
 def test_threads_end_before_rules_are_removed(story: Story) -> None:
