@@ -156,7 +156,7 @@ def _read(
         if mistakes:
             raise ConfigError(config.source, mistakes)
     of_settings = list(_without_effect(config.settings, config.model, config.source))
-    if any(rule.action is Action.HEAL for rule in config.model.rules):
+    if config.model.heals:
         of_settings += _too_few_heals(config.settings, config.source)
     notes: list[Caution] = []
     if sandbox is None:

@@ -167,6 +167,11 @@ class PolicyModel:
     default: Action
     i_know: bool = False
 
+    @property
+    def heals(self) -> bool:
+        """Whether a rule heals. Only a rule can (`LAST_ACTIONS`)."""
+        return any(rule.action is Action.HEAL for rule in self.rules)
+
 
 def allowed(rule: Rule, field: Field) -> IntervalSet:
     """The numbers of `field` that meet every condition of `rule` on it; `field.has_intervals`."""

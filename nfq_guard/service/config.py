@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, final
 
 from nfq_guard.engine import Mode
 from nfq_guard.errors import ConfigError, Mistake
-from nfq_guard.policy.decision import Action, Policy
+from nfq_guard.policy.decision import Policy
 from nfq_guard.policy.matcher import CompiledPolicy, compile_policy
 from nfq_guard.policy.model import POLICY_KEYS, RESERVED_NAMES, PolicyModel
 from nfq_guard.policy.values import shown, suggestion
@@ -88,7 +88,7 @@ class LoadedPolicy:
         facts: Facts about the acting policy.
         mode: The mode of the command line, or else of the file.
         shadow: Facts about the policy on trial; None without one.
-        heals: Whether a rule or a default of the acting policy is `heal`.
+        heals: Whether a rule of the acting policy heals.
         rule_names: Names of the rules of the acting policy, including the built-in ones.
         restart_for: Names of settings that changed in the file and require a restart.
         files: The content of every file that was read, by path.
@@ -219,16 +219,11 @@ def prepared(config: Config, running: Settings, override: Override = _unchanged)
         mode=override(config.settings).mode,
         shadow=None if config.shadow is None else _facts(config.shadow.model),
         restart_for=tuple(changed),
-        heals=_heals(config.model),
+        heals=config.model.heals,
         rule_names=(*(rule.name for rule in config.model.rules), *RESERVED_NAMES),
         files=config.files,
         empty=config.source if config.is_empty else "",
     )
-
-
-def _heals(model: PolicyModel) -> bool:
-    actions = {rule.action for rule in model.rules} | {model.default, model.on_unknown}
-    return Action.HEAL in actions
 
 
 def _facts(model: PolicyModel) -> PolicyFacts:

@@ -51,7 +51,7 @@ _LONG_PACKETS: Final = 1_000_000
 # Lower bound of the packets a second that an emulated machine fuzzes.
 _SLOWEST_PACKETS_S: Final = 300
 _DEBIANS: Final = [name for name, one in KERNELS.items() if one.distribution is DEBIAN]
-# Time limit of the short form for each kernel, seconds.
+# The kernels whose jobs take longest, which are booted first.
 _LONGEST_FIRST: Final = ("6.1", "7", "5.10", "6.12")
 # Time limit for the rest of the job, seconds.
 _LIMIT_S: Final = {True: 1_200, False: 10_800}

@@ -312,7 +312,10 @@ def test_failures_and_rotations_while_a_thread_waits_for_the_disk(tmp_path: Path
     sink.write(b"anew\n")
     sink.push(2)
     assert log.read_bytes() == b"anew\n"
+    descriptor = sink.fileno()
     sink.close(3)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
 
 
 def test_the_given_descriptor_stays_blocking() -> None:

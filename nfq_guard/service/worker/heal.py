@@ -377,9 +377,7 @@ def _united(before: _Flow | None, entry: HealedEntry) -> HealedEntry:
 
 def heals(policy: Policy) -> bool:
     """Whether a policy has a rule that heals."""
-    return isinstance(policy, CompiledPolicy) and any(
-        rule.action is Action.HEAL for rule in policy.model.rules
-    )
+    return isinstance(policy, CompiledPolicy) and policy.model.heals
 
 
 def _can_be_healed(snapshot: FlowSnapshot) -> bool:
