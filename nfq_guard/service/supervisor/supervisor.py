@@ -544,10 +544,10 @@ class Supervisor:
         """Whether a fork is safe now: no reload is under way, and no thread of the loop is running.
 
         A lock that a thread holds during a fork is never released in the child. Threads of the loop
-        end soon, so a restart waits for them, up to a bound. The thread of the metrics endpoint
-        never ends, but a worker uses no lock of prometheus_client or of the socket server, and the
-        C library and the interpreter reinitialise their locks in the child. A worker that hangs
-        nevertheless is killed as stuck and restarted.
+        end soon, so a restart waits for them, up to a bound. The threads of the metrics endpoint
+        and of the log's files never end, but a worker uses no lock of prometheus_client, of the
+        socket server or of the log, and the C library and the interpreter reinitialise their locks
+        in the child. A worker that hangs nevertheless is killed as stuck and restarted.
         """
         if self._reload is not None:
             return False
