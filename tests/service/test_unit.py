@@ -205,6 +205,30 @@ def test_a_file_that_no_unit_uses() -> None:
     assert sandbox_of(Path("/etc/nfq-guard/blue.toml"), systemctl) is None
     systemctl = Systemctl("nfq-guard.service", SHIPPED, installed=False)
     assert sandbox_of(Path("/etc/nfq-guard/nfq-guard.toml"), systemctl) is None
+    # An instance has its file in /etc.
+    systemctl = Systemctl("nfq-guard@blue.service", SHIPPED)
+    assert sandbox_of(Path("/srv/blue.toml"), systemctl) is None
+
+
+@pytest.mark.parametrize(
+    ("properties", "user", "more_groups"),
+    [
+        ({}, "nfq-guard", False),
+        ({"User": ""}, "", False),
+        ({"User": "root"}, "", False),
+        ({"User": "0"}, "", False),
+        ({"Group": "nfq-guard"}, "nfq-guard", False),
+        ({"Group": "adm"}, "nfq-guard", True),
+        ({"SupplementaryGroups": "adm"}, "nfq-guard", True),
+    ],
+)
+def test_user_and_groups_of_a_unit(
+    properties: dict[str, str], user: str, *, more_groups: bool
+) -> None:
+    systemctl = Systemctl("nfq-guard.service", SHIPPED | properties)
+    sandbox = sandbox_of(Path("/etc/nfq-guard/nfq-guard.toml"), systemctl)
+    assert sandbox is not None
+    assert (sandbox.user, sandbox.more_groups) == (user, more_groups)
 
 
 def test_which_endpoints_only_this_host_reaches() -> None:
