@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple, Self, final
 
+from nfq_guard.doctor import collect
 from nfq_guard.doctor.check import Check, note, ok, problem
 
 
@@ -97,19 +98,19 @@ class KernelFiles:
             ),
             None,
         )
-        found = None if modules is None else _text(modules / "modules.dep")
-        built_in = "" if modules is None else _text(modules / "modules.builtin")
+        found = None if modules is None else collect.text(modules / "modules.dep")
+        built_in = "" if modules is None else collect.text(modules / "modules.builtin")
         return cls(
             release=release,
             options=_options(root, release),
             available=None if not found else _names(found),
             builtin=_names(built_in),
             loaded=frozenset(
-                line.split()[0] for line in _text(root / "proc/modules").splitlines() if line
+                line.split()[0] for line in collect.text(root / "proc/modules").splitlines() if line
             ),
             disabled=dict(_disabled(root)),
-            may_load=_text(root / "proc/sys/kernel/modules_disabled").strip() != "1",
-            package=_package(_text(root / "etc/os-release"), release),
+            may_load=collect.text(root / "proc/sys/kernel/modules_disabled").strip() != "1",
+            package=_package(collect.text(root / "etc/os-release"), release),
         )
 
     def is_built_in(self, feature: Feature) -> bool:
@@ -248,7 +249,7 @@ def _options(root: Path, release: str) -> dict[str, str] | None:
     except (OSError, EOFError):
         pass
     for name in (f"boot/config-{release}", f"lib/modules/{release}/config"):
-        text = text or _text(root / name)
+        text = text or collect.text(root / name)
     found = dict(_CONFIG_LINE.findall(text))
     return found or None
 
@@ -265,7 +266,7 @@ def _names(text: str) -> frozenset[str]:
 def _disabled(root: Path) -> Iterator[tuple[str, str]]:
     for folder in ("usr/lib/modprobe.d", "lib/modprobe.d", "run/modprobe.d", "etc/modprobe.d"):
         for path in sorted((root / folder).glob("*.conf")):
-            for line in _text(path).splitlines():
+            for line in collect.text(path).splitlines():
                 found = _DISABLED.match(line)
                 if found is not None:
                     name = (found[1] or found[2]).replace("-", "_")
@@ -279,10 +280,3 @@ def _package(release_file: str, release: str) -> str:
         if name in {"ID", "ID_LIKE"}:
             words |= set(value.strip().strip("\"'").split())
     return next((form.format(release) for word, form in _PACKAGES if word in words), "")
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

@@ -7,9 +7,11 @@ from typing import Any, Final
 
 from nfq_guard.doctor import nft_xt
 
+PLAIN: Final = frozenset({"accept", "drop", "return", "continue", "notrack"})
+"""Statements of one word."""
+
 _LIMIT: Final = 120
 _SKIPPED: Final = frozenset({"counter", "last"})
-_PLAIN: Final = frozenset({"accept", "drop", "return", "continue", "notrack"})
 _OPERATORS: Final = {"in": "", "==": "", "!": "! "}
 
 
@@ -79,8 +81,8 @@ def _details(inner: Any) -> Iterator[str]:  # noqa: ANN401 - JSON
 
 def statement(name: str, value: Any) -> str:  # noqa: ANN401 - JSON; one text a kind
     """One statement; empty for one that only counts."""
-    if name in _SKIPPED | _PLAIN:
-        return name if name in _PLAIN else ""
+    if name in _SKIPPED | PLAIN:
+        return name if name in PLAIN else ""
     match name:
         case "match":
             masked = isinstance(value["left"], dict) and "&" in value["left"]

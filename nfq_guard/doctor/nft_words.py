@@ -9,10 +9,11 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final, final
 
+from nfq_guard.doctor.nft_text import PLAIN
+
 _TOKEN: Final = re.compile(r'"[^"]*"|\{(?:[^{}"]|"[^"]*"|\{[^{}]*\})*\}|\([^()]*\)|[^\s{}()]+')
 _NUMBER: Final = re.compile(r"0x[0-9a-f]+|\d+")
 _RANGE: Final = re.compile(r"(0x[0-9a-f]+|\d+)-(0x[0-9a-f]+|\d+)")
-_PLAIN: Final = frozenset({"accept", "drop", "return", "continue", "notrack"})
 _META: Final = frozenset({"iif", "iifname", "oif", "oifname", "skuid", "skgid", "pkttype"})
 _HEADERS: Final = frozenset(
     {"ip", "ip6", "tcp", "udp", "udplite", "th", "sctp", "dccp", "icmp", "icmpv6", "igmp", "ether"}
@@ -72,7 +73,7 @@ class _Rule:
 
     def _statement(self) -> Statement | None:
         word = self._peek()
-        if word in _PLAIN:
+        if word in PLAIN:
             return {self._next(): None}
         if word in {"counter", "log", "comment"}:
             self._skip(self._next())
@@ -239,7 +240,7 @@ def _data(word: str) -> Any:  # noqa: ANN401 - JSON
 
 
 def _verdict(words: list[str]) -> Any:  # noqa: ANN401 - JSON
-    if words[0] in _PLAIN:
+    if words[0] in PLAIN:
         return {words[0]: None}
     if words[0] in {"jump", "goto"} and len(words) == 2:
         return {words[0]: {"target": words[1]}}
