@@ -246,7 +246,7 @@ class Daemon:
 
     def _serve(self, undo: ExitStack, more: ExitStack) -> None:
         served = self._workers.begin(datetime.now(UTC).timestamp())
-        self._events.begin_waiting_elsewhere()
+        self._events.begin_waiting_elsewhere(self._loop.soon)
         if self._loop.stopped:
             return
         self._note_service(time.monotonic(), began=not served.taken_over)

@@ -81,7 +81,7 @@ class Loop:
         self._now = time.monotonic()
         self._stopped = False
         self._jobs: list[_Job] = []
-        self._done: deque[tuple[_Job, Callable[[], None]]] = deque()
+        self._done: deque[tuple[_Job | None, Callable[[], None]]] = deque()
         # Whether the timer that looks for threads without a result is set.
         self._looking = False
         self._waker, self._woken = socket.socketpair()
@@ -158,6 +158,10 @@ class Loop:
         if not self._looking:
             self._looking = True
             self.after(_LOOK_S, self._look)
+
+    def soon(self, call: Callable[[], None]) -> None:
+        """Call soon; may be used from any thread."""
+        self._finish(None, call)
 
     def every(self, seconds: float, call: Callable[[float], None]) -> None:
         """Call with the monotonic time about every `seconds`; missed calls are skipped."""
@@ -260,7 +264,8 @@ class Loop:
                 call()
         while self._done:
             job, done = self._done.popleft()
-            self._jobs.remove(job)
+            if job is not None:
+                self._jobs.remove(job)
             done()
 
     def _look(self, _now: float) -> None:
@@ -279,8 +284,7 @@ class Loop:
         if self._looking:
             self.after(_LOOK_S, self._look)
 
-    def _finish(self, job: _Job, call: Callable[[], None]) -> None:
-        """Make the loop call soon; may be used from any thread."""
+    def _finish(self, job: _Job | None, call: Callable[[], None]) -> None:
         self._done.append((job, call))
         self._wake()
 

@@ -7,6 +7,7 @@ An output that blocks, fails or is gone loses only its own lines: the oldest of 
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import BinaryIO, Final, NamedTuple, cast, final
 
 import msgspec
@@ -208,13 +209,19 @@ class EventLog:
         self.outputs[place].sink.write(line[1:])
         return True
 
-    def begin_waiting_elsewhere(self) -> None:
+    def begin_waiting_elsewhere(self, soon: Callable[[Callable[[], None]], None]) -> None:
         """From now on have threads wait for the file systems of files.
 
         Called in the process that writes, once privileges were given up.
+
+        Args:
+            soon: Has the loop make a call, from any thread, as `Loop.soon`.
         """
         for sink in self._all:
-            sink.begin_waiting_elsewhere()
+            sink.begin_waiting_elsewhere(partial(soon, self._push_late))
+
+    def _push_late(self) -> None:
+        self.push(time.monotonic())
 
     def push(self, now: float) -> None:
         """Write queued lines, as far as possible without blocking.

@@ -45,15 +45,18 @@ class _Caller:
     gone.
     """
 
-    def __init__(self, answer_s: float) -> None:
+    def __init__(self, late: Callable[[], object], answer_s: float) -> None:
         """Start the thread.
 
         Args:
+            late: Called in the thread after each call whose result was not there in time.
             answer_s: Time for which a call may keep the caller waiting, seconds.
 
         Raises:
             RuntimeError: It does not start, as without the memory for it.
         """
+        self._late = late
+        self._is_late = False
         self._answer_s = answer_s
         self._call: Callable[[], object] | None = None
         self._result: object = None
@@ -86,6 +89,7 @@ class _Caller:
         if not self._purpose:
             self._purpose = purpose
             self._call = call
+            self._is_late = False
             self._wanted.release()
             patience_s = self._answer_s
         self._await(patience_s)
@@ -114,7 +118,10 @@ class _Caller:
         if not self._made.acquire(timeout=self._patience_s or patience_s):
             if self._patience_s is not None:
                 self._patience_s = 0.0
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            self._is_late = True
+            # The thread may have looked at that before.
+            if not self._made.acquire(blocking=False):
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         self._purpose = ""
 
     def _run(self) -> None:
@@ -131,6 +138,8 @@ class _Caller:
             except MemoryError:
                 self._error = _NO_MEMORY
             self._made.release()
+            if self._is_late:
+                self._late()
 
 
 @final
@@ -182,18 +191,22 @@ class LineSink:
         self._size = 0
         self._fd = self._open()
 
-    def begin_waiting_elsewhere(self, answer_s: float = _ANSWER_S) -> None:
+    def begin_waiting_elsewhere(
+        self, late: Callable[[], object], answer_s: float = _ANSWER_S
+    ) -> None:
         """From now on have a thread wait for the file system of a regular file.
 
         Called once privileges were given up, which a thread from before would keep. Without the
         memory for a thread, do nothing.
 
         Args:
+            late: Called in the thread when the file system answers after that time: `push` has
+                something to do.
             answer_s: Time for which the file system may keep the caller waiting, seconds.
         """
         if self._on_disk and self._caller is None:
             with suppress(RuntimeError, MemoryError):
-                self._caller = _Caller(answer_s)
+                self._caller = _Caller(late, answer_s)
 
     @property
     def waiting(self) -> int:
@@ -225,7 +238,8 @@ class LineSink:
                 self._rest = self._write(octets)
             except BlockingIOError:
                 self._rest = octets
-                self._retry_at = now + _RETRY_S / 10
+                if not self._is_writing():
+                    self._retry_at = now + _RETRY_S / 10
                 return
             except OSError as error:
                 self._fail(octets, error, now)

@@ -109,6 +109,22 @@ def test_background_work_comes_back_to_the_loop() -> None:
         assert told[1] == "no"
 
 
+def test_a_call_for_the_loop_from_another_thread() -> None:
+    with Loop() as loop:
+        made_in: list[int] = []
+
+        def call() -> None:
+            made_in.append(threading.get_ident())
+            loop.stop()
+
+        other = threading.Thread(target=loop.soon, args=(call,))
+        other.start()
+        loop.run()
+        other.join()
+        assert made_in == [threading.get_ident()]
+        assert not loop.busy
+
+
 def test_threads_yield_to_the_loop_soon() -> None:
     """`make bench` measures what it brings; the process has its interval back afterwards."""
     before = sys.getswitchinterval()

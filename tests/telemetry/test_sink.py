@@ -69,7 +69,7 @@ def test_a_file_system_that_does_not_answer_blocks_nobody(
 ) -> None:
     """As one that is frozen for a snapshot. The oldest lines are dropped, the others are whole."""
     sink = LineSink(tmp_path / "log", ring_bytes=10_000)
-    sink.begin_waiting_elsewhere()
+    sink.begin_waiting_elsewhere(int)
     thawed = threading.Event()
     thread = threading.get_ident()
 
@@ -109,7 +109,7 @@ def test_lines_behind_a_write_that_does_not_end_are_counted_before_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sink = LineSink(tmp_path / "log")
-    sink.begin_waiting_elsewhere()
+    sink.begin_waiting_elsewhere(int)
     thawed = threading.Event()
     begun = threading.Event()
 
@@ -143,7 +143,7 @@ def test_the_last_lines_wait_longer_for_a_busy_disk(
 ) -> None:
     """Or for a busy CPU: what is not written at the end is lost."""
     sink = LineSink(tmp_path / "log")
-    sink.begin_waiting_elsewhere()
+    sink.begin_waiting_elsewhere(int)
 
     def busy(fd: int, octets: bytes) -> int:
         time.sleep(0.1)
@@ -163,13 +163,39 @@ def test_the_last_lines_wait_longer_for_a_busy_disk(
     assert sink.dropped == 0
 
 
+def test_an_answer_that_comes_late_is_announced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that lines behind it need not wait for another event."""
+    sink = LineSink(tmp_path / "log")
+    announced = threading.Event()
+    sink.begin_waiting_elsewhere(announced.set)
+    thawed = threading.Event()
+
+    def frozen(fd: int, octets: bytes) -> int:
+        thawed.wait()
+        return os.writev(fd, [octets])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", frozen)
+        sink.write(b"one\n")
+        sink.push(0)
+        sink.write(b"two\n")
+        assert not announced.is_set()
+        thawed.set()
+        assert announced.wait(limit(5))
+    sink.push(0)
+    assert (tmp_path / "log").read_bytes() == b"one\ntwo\n"
+    sink.close(0)
+
+
 def test_opening_a_file_that_was_rotated_blocks_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file system that is frozen right after a rotation makes no new file until it thaws."""
     log = tmp_path / "log"
     sink = LineSink(log)
-    sink.begin_waiting_elsewhere()
+    sink.begin_waiting_elsewhere(int)
     thread = threading.get_ident()
     thawed = threading.Event()
     opened = outfile.opened
@@ -205,7 +231,7 @@ def test_the_end_while_a_file_is_being_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sink = LineSink(tmp_path / "log")
-    sink.begin_waiting_elsewhere()
+    sink.begin_waiting_elsewhere(int)
     thawed = threading.Event()
 
     def frozen(*_: object) -> int:
@@ -232,7 +258,7 @@ def test_a_file_that_its_server_has_lost(
     log = tmp_path / "log"
     sink = LineSink(log)
     if elsewhere:
-        sink.begin_waiting_elsewhere(limit(5))
+        sink.begin_waiting_elsewhere(int, limit(5))
     sink.write(b"first\n")
     sink.push(0)
 
@@ -298,7 +324,7 @@ def test_every_line_for_a_reader_that_is_gone_counts(kind: socket.SocketKind) ->
 def test_failures_and_rotations_while_a_thread_waits_for_the_disk(tmp_path: Path) -> None:
     log = tmp_path / "log"
     sink = LineSink(log)
-    sink.begin_waiting_elsewhere(limit(5))
+    sink.begin_waiting_elsewhere(int, limit(5))
     with disk_of(25):
         for number in range(100):
             sink.write(b"line %04d\n" % number)

@@ -113,7 +113,7 @@ class WorkerProcess:
         except NfqGuardError as error:
             self._channel.send(Failed(problem=str(error), exit_status=error.exit_status))
             return
-        self._events.begin_waiting_elsewhere()
+        self._events.begin_waiting_elsewhere(self._loop.soon)
         self._loop.watch(self._channel.fileno(), lambda: self._receive(serving))
         self._loop.every(REPORT_S, lambda _now: self._report(serving))
         serving.worker.keep_unreported()
