@@ -53,9 +53,9 @@ _OF_THE_LOG: Final = ("log_lines_dropped", "log_errors")
 _RULE_COUNTS: Final = {
     "shed_packets": "packet{s} above the rate left to the fail mode",
     "queue_full_passes": (
-        "packet{s} passed unjudged because a queue was full or its worker replaced"
+        "packet{s} passed unjudged because a queue was full, or its worker or the daemon replaced"
     ),
-    "unserved_drops": "packet{s} dropped by the fail mode, because a worker was replaced",
+    "unserved_drops": "packet{s} dropped because a worker or the daemon was replaced",
     "unjudged_drops": "packet{s} dropped by the fail mode without being judged",
 }
 

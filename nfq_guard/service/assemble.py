@@ -190,6 +190,7 @@ def run(
                 events=events,
                 ledger=ledger,
                 rebound=lambda: daemon.count_passed(),  # noqa: PLW0108 - it is made later
+                lost=lambda packets: daemon.count_lost(packets),  # noqa: PLW0108 - as above
             )
         else:
             (queue_num,) = numbers
@@ -267,14 +268,7 @@ def _passed_packets(
     def queued() -> int | None:
         return queued_packets(legacy)
 
-    def nothing() -> None:
-        return None
-
-    passed = PassedPackets(queued, numbered)
-    if len(settings.queue_numbers) == 1:
-        # The daemon itself serves the queue: no packet comes while none does.
-        return passed, PassedPackets(nothing, nothing)
-    return passed, PassedPackets(queued, numbered)
+    return PassedPackets(queued, numbered), PassedPackets(queued, numbered)
 
 
 def open_log(settings: Settings) -> EventLog:

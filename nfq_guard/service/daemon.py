@@ -168,6 +168,7 @@ class Daemon:
         self._hurried_at: float | None = None
         self._changing_rules = 0
         self._handed_over = False
+        self._finishing = False
         self._files = ChangedFiles()
         self._files_changed = False
         self._keeping = False
@@ -216,6 +217,10 @@ class Daemon:
     def _keeps_rules(self) -> bool:
         return self._settings.rules != "none"
 
+    @property
+    def _leaves_rules(self) -> bool:
+        return self._keeps_rules and not self._owns_rules
+
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT.
 
@@ -234,7 +239,7 @@ class Daemon:
         with ExitStack() as undo:
             more = undo.enter_context(ExitStack())
             undo.callback(self._log_stopped)
-            undo.callback(self._workers.finish, self._hurried)
+            undo.callback(self._finish_workers)
             try:
                 self._serve(undo, more)
             except BaseException as error:
@@ -246,6 +251,7 @@ class Daemon:
 
     def _serve(self, undo: ExitStack, more: ExitStack) -> None:
         served = self._workers.begin(datetime.now(UTC).timestamp())
+        self._count_on()
         self._events.begin_waiting_elsewhere(self._loop.soon)
         if self._loop.stopped:
             return
@@ -528,8 +534,25 @@ class Daemon:
         self._parts.unserved.forget()
         self.count_passed()
 
+    def _count_on(self) -> None:
+        """Count packets since queues were unbound in order, here or by the daemon before."""
+        accounted = self._parts.ledger.accounted
+        if accounted is not None:
+            passes = self.fail_mode is FailMode.OPEN
+            (self._parts.passed if passes else self._parts.unserved).resume(accounted)
+            self._look()
+
+    def count_lost(self, packets: int) -> None:
+        """Count packets that the kernel drops with the queue of a worker that is killed."""
+        self._parts.unserved.add(packets)
+
     def count_passed(self) -> None:
         """Count and log packets that no queue took: they passed unjudged, or were dropped."""
+        # A look at queues that are being unbound would take their packets for ones that none took.
+        if not self._finishing:
+            self._look()
+
+    def _look(self, *, last: bool = False) -> None:
         passed, unserved = self._parts.passed, self._parts.unserved
         counting, other = passed, unserved
         if self.fail_mode is not FailMode.OPEN:
@@ -538,11 +561,10 @@ class Daemon:
         if self._changing_rules:
             counting.forget()
         else:
-            counting.look()
-        if unserved.count > self._logged_unserved:
-            dropped = unserved.count - self._logged_unserved
-            self._events.emit(PacketsUnserved(packets=dropped))
-        self._logged_unserved = unserved.count
+            counting.look(last=last)
+        if self._leaves_rules:
+            self._parts.ledger.page_of_daemon.unnumbered(counting.unnumbered)
+        self._log_unserved()
         buffer_full = sum(queue.stats.counters["buffer_full_passes"] for queue in self.queues())
         total = passed.count + buffer_full
         if total > self._logged_passed:
@@ -554,6 +576,12 @@ class Daemon:
                 )
             )
         self._logged_passed = total
+
+    def _log_unserved(self) -> None:
+        dropped = self._parts.unserved.count
+        if dropped > self._logged_unserved:
+            self._events.emit(PacketsUnserved(packets=dropped - self._logged_unserved))
+        self._logged_unserved = dropped
 
     def _feed_watchdog(self, now: float) -> None:
         if self._workers.alive(now):
@@ -681,6 +709,13 @@ class Daemon:
 
         return self._loop.run_until(lambda: not self._loop.busy, deadline)
 
+    def _finish_workers(self) -> None:
+        if self._leaves_rules:
+            self._look(last=True)
+        self._finishing = True
+        self._workers.finish(self._hurried)
+        self._count_on()
+
     def _count_rules(self) -> None:
         """Read the counters of the rules once more, after the last check of the rules."""
         read = self._parts.rules.rule_counters
@@ -701,5 +736,6 @@ class Daemon:
             self._events.emit(RulesLeftBehind(problem="their removal does not end"))
 
     def _log_stopped(self) -> None:
+        self._log_unserved()  # of workers that were killed because they did not stop
         self._events.log_lost(time.monotonic(), ending=True)
         self._events.emit(self._totals(Stopped))

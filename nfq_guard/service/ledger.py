@@ -5,6 +5,8 @@ Each process that writes events has a page of shared memory: the daemon reads th
 was killed, and the next daemon those of a daemon that was killed. An orderly end leaves nothing.
 
 The page of a worker also has what it judged since its last report, for the counts of the daemon.
+That of the daemon has how many packets of the rules it has accounted for: rules that stay over a
+restart go on counting, so the next daemon knows how many no queue took in between.
 
 The pages of a daemon are in a file beside its control socket. Where it cannot have one, they are in
 memory and serve for its workers alone.
@@ -33,7 +35,7 @@ from nfq_guard.telemetry.log import EventLog
 PAGE_BYTES: Final = 8192
 # How the first page begins, and how it goes on in this format.
 _MAGIC: Final = b"nfq_guard ledger "
-_FORMAT: Final = b"3\n"
+_FORMAT: Final = b"4\n"
 # Behind that, in which boot: the clock of another one began anew.
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 # The clock of a time namespace differs from that of the host, and from that of the next one.
@@ -41,6 +43,8 @@ _TIME_OFFSETS: Final = Path("/proc/self/timens_offsets")
 # How long a start waits for the workers of a daemon that was killed. They end by themselves.
 _ENDED_WITHIN_S: Final = 1.5
 _POLL_S: Final = 0.02
+# For how long the next daemon believes that none other has judged packets of the same rules since.
+_RESTARTED_WITHIN_S: Final = 60.0
 # Words of a page, 8 bytes each. Then come the counts of the kinds of packets that the worker has
 # not reported, one word each, the names of these kinds, and in the second half the held gaps.
 _QUEUE: Final = 0
@@ -54,8 +58,12 @@ _REPORTED: Final = 7
 _NAMES_LENGTH: Final = 8
 _SHED: Final = 9
 _UNJUDGED: Final = 10
-_WORDS: Final = struct.Struct("=11Q")
-_COUNTS: Final = 11
+# Each of these two plus one; 0 if it is unknown.
+_UNNUMBERED: Final = 11
+_NUMBERED: Final = 12
+_ENDED: Final = 13
+_WORDS: Final = struct.Struct("=14Q")
+_COUNTS: Final = 14
 _KINDS_MAX: Final = 64
 _NAMES_AT: Final = 8 * (_COUNTS + _KINDS_MAX)
 _TEXT_AT: Final = PAGE_BYTES // 2
@@ -82,6 +90,11 @@ class Left(NamedTuple):
         held: Events about missing packets that the recording does not have.
         shed: Packets above the rate at the rules, as far as the daemon had counted them.
         unjudged: Packets that were not judged, likewise.
+        unnumbered: Packets that the rules had queued and that no queue had numbered or dropped when
+            the daemon last compared them; None if unknown.
+        numbered: Packets numbered or dropped by the queues that were unbound since; None if
+            unknown.
+        ended_ms: When the daemon ended in order, as `seen_ms`; 0 if it did not.
     """
 
     queue: int | None
@@ -93,6 +106,19 @@ class Left(NamedTuple):
     held: list[Gap]
     shed: int = 0
     unjudged: int = 0
+    unnumbered: int | None = None
+    numbered: int | None = None
+    ended_ms: int = 0
+
+    @property
+    def accounted(self) -> int | None:
+        """Packets of the rules of which the daemon knows what became of them; None if unknown.
+
+        Without those in queues that are still bound.
+        """
+        if self.unnumbered is None or self.numbered is None:
+            return None
+        return self.unnumbered + self.numbered
 
     @property
     def counts(self) -> bool:
@@ -180,6 +206,27 @@ class Page:
         self._words[_SHED] = shed
         self._words[_UNJUDGED] = unjudged
 
+    def unnumbered(self, packets: int | None) -> None:
+        """Say how many packets of the rules no queue has numbered or dropped; None if unknown."""
+        known = packets is not None and packets >= 0
+        self._words[_UNNUMBERED] = packets + 1 if packets is not None and known else 0
+        self._words[_NUMBERED] = 1 if known else 0
+
+    def numbered(self, packets: int | None) -> None:
+        """Add packets that a queue had numbered or dropped when it was unbound; None if unknown."""
+        if packets is None:
+            self.unnumbered(None)
+        else:
+            self._words[_NUMBERED] = max(self._words[_NUMBERED], 1) + packets
+
+    def still_bound(self) -> None:
+        """Say that the queue of the process before was not unbound."""
+        self._words[_NUMBERED] = min(self._words[_NUMBERED], 1)
+
+    def ended(self, now: float) -> None:
+        """Say that the daemon ends in order at `now`, as `serving`."""
+        self._words[_ENDED] = int(now * 1000)
+
     def serving(self, now: float) -> None:
         """Say that the daemon serves at `now`, monotonic seconds of the initial time namespace."""
         self._words[_SEEN] = int(now * 1000)
@@ -264,6 +311,7 @@ class Ledger:
             max((left.shed for left in self.left), default=0),
             max((left.unjudged for left in self.left), default=0),
         )
+        self._before = self._ended_before(time.monotonic() - self._ahead_s)
 
     def begin(self) -> None:
         """Begin empty pages; what an earlier daemon left is to be stated now."""
@@ -285,6 +333,9 @@ class Ledger:
         self.page_of_daemon.serving(self._seen_s)
         shed, unjudged = self.counted
         self.page_of_daemon.counted(shed, unjudged)
+        if self._before is not None:
+            self.page_of_daemon.unnumbered(self._before.unnumbered)
+            self.page_of_daemon.numbered(self._before.numbered)
 
     def __enter__(self) -> Self:
         return self
@@ -308,6 +359,14 @@ class Ledger:
     def serving(self, now: float) -> None:
         """Say that the daemon serves at `now`, monotonic seconds."""
         self.page_of_daemon.serving(now - self._ahead_s)
+
+    @property
+    def accounted(self) -> int | None:
+        """Packets of the rules that an earlier daemon has accounted for; None if unknown.
+
+        Without those in a queue that was taken over.
+        """
+        return self.page_of_daemon.left().accounted
 
     def unserved_s(self, now: float) -> float | None:
         """For how long no daemon has served at `now`, monotonic seconds.
@@ -339,8 +398,16 @@ class Ledger:
         unserved = 0 < ours.seen_ms == int(self._seen_s * 1000)
         if not unserved:
             self.page_of_daemon.serving(0)  # this is no kill
-        at_rules = bool(ours.shed or ours.unjudged)
+            self.page_of_daemon.ended(time.monotonic() - self._ahead_s)
+        at_rules = bool(ours.shed or ours.unjudged or ours.accounted is not None)
         return unserved or at_rules or any(page.left().counts for page in self._pages.values())
+
+    def _ended_before(self, now: float) -> Left | None:
+        """What a daemon left that ended in order shortly before `now`; None if none did."""
+        for left in self.left:
+            if 0 < left.ended_ms <= now * 1000 < left.ended_ms + _RESTARTED_WITHIN_S * 1000:
+                return left
+        return None
 
     def _complain(self, path: Path, error: OSError) -> None:
         self._notes.append(
@@ -368,7 +435,9 @@ class Ledger:
             for at in range(PAGE_BYTES, len(octets), PAGE_BYTES):
                 left = left_in(octets[at : at + PAGE_BYTES])
                 if not same_boot:
-                    left = left._replace(port_id=0, seen_ms=0, shed=0, unjudged=0)
+                    left = left._replace(
+                        port_id=0, seen_ms=0, shed=0, unjudged=0, unnumbered=None, ended_ms=0
+                    )
                 self.left.append(left)
         self._path = path
 
@@ -442,7 +511,23 @@ def left_in(octets: bytes) -> Left:
             held = msgspec.json.decode(octets[_TEXT_AT:][:length], type=list[Gap])
     queue_num = None if queue == 0 else queue - 1
     shed, unjudged = words[_SHED], words[_UNJUDGED]
-    return Left(queue_num, unrecorded, judging, port_id, drops, seen_ms, held, shed, unjudged)
+    unnumbered, numbered = (
+        None if words[word] == 0 else words[word] - 1 for word in (_UNNUMBERED, _NUMBERED)
+    )
+    return Left(
+        queue_num,
+        unrecorded,
+        judging,
+        port_id,
+        drops,
+        seen_ms,
+        held,
+        shed,
+        unjudged,
+        unnumbered,
+        numbered,
+        words[_ENDED],
+    )
 
 
 def _locked(path: Path, beside: Path) -> int:

@@ -4,7 +4,8 @@
 In the fail mode open they pass. In the others the queue counts those that it drops because it is
 full, so that the others are those that were dropped because it was not served.
 
-A queue is not served while a worker that ended is replaced. The kernel does not count these
+A queue is not served while a worker that ended is replaced, nor from the end of one daemon to the
+start of the next where the rules stay. The kernel does not count these
 packets. The rule that leads to the queue counts each of them, but the queue neither numbers nor
 drops it. The rules' count, less the packets that the queues have numbered or dropped, therefore
 grows by one with each such packet.
@@ -22,6 +23,8 @@ from nfq_guard.nfqueue.counters import CounterFile
 
 # Maximum number of first readings, repeated until no packet came in between.
 _ATTEMPTS: Final = 10
+# More packets do not come between two daemons: the number of a queue wrapped around.
+_PLAUSIBLE: Final = 1 << 31
 
 
 class Numbered(NamedTuple):
@@ -63,6 +66,8 @@ class PassedPackets:
 
     Attributes:
         count: Packets that a queue did not take, because it was full or not served.
+        unnumbered: Packets that no queue had numbered or dropped at the last `look`, of all that
+            the rules have queued; at least so many. None if that `look` could not read them.
     """
 
     def __init__(
@@ -75,6 +80,8 @@ class PassedPackets:
             numbered: Reads the queues' counts; None if they cannot be read.
         """
         self.count = 0
+        self.unnumbered: int | None = None
+        self._accounted: int | None = None
         self._queued = queued
         self._numbered = numbered
         self._owners: tuple[int, ...] = ()
@@ -83,14 +90,34 @@ class PassedPackets:
         self._none = 0
         self._earlier = 0
 
-    def look(self) -> None:
-        """Read the kernel's counters."""
+    def resume(self, accounted: int) -> None:
+        """Count from the end of the daemon before, if the rules are those of that time.
+
+        Args:
+            accounted: Packets of the rules of which that daemon knew what became of them, without
+                those in queues that are still bound.
+        """
+        self._accounted = accounted
+
+    def add(self, packets: int) -> None:
+        """Count packets that the counters do not show."""
+        self.count += packets
+        self._earlier += packets
+
+    def look(self, *, last: bool = False) -> None:
+        """Read the kernel's counters.
+
+        Args:
+            last: Whether `unnumbered` should be exact.
+        """
         read = self._read()
-        if read is not None and self._anew(read):
+        self.unnumbered = None
+        if read is not None and (last or self._anew(read)):
             for _ in range(_ATTEMPTS):
                 if read is None or read.before == read.after:
                     break
                 read = self._read()
+        accounted, self._accounted = self._accounted, None
         if read is None:
             return
         least = read.queued - read.after.packets
@@ -98,6 +125,9 @@ class PassedPackets:
         if self._anew(read):
             self._earlier = self.count
             self._none = most
+            if accounted is not None and 0 < most - accounted < _PLAUSIBLE:
+                self._none = accounted
+        self.unnumbered = most
         self._owners = read.before.owners
         self._seen = read.queued
         self._numbers = read.after.packets
@@ -128,4 +158,5 @@ class PassedPackets:
 
     def forget(self) -> None:
         """Restart at the next `look`: the rules were recreated, or the fail mode changed."""
+        self.unnumbered = None
         self._owners = ()

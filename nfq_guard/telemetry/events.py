@@ -711,7 +711,9 @@ class KernelPassedPackets(Event, frozen=True, kw_only=True, tag="kernel_passed_p
     queue_full: Annotated[
         int,
         _number(
-            "Passed because a queue was full or its worker replaced, since the start.", "packets"
+            "Passed because a queue was full, or its worker or the daemon replaced, since the end"
+            " of the daemon before.",
+            "packets",
         ),
     ]
     buffer_full: Annotated[
@@ -722,7 +724,11 @@ class KernelPassedPackets(Event, frozen=True, kw_only=True, tag="kernel_passed_p
 
 @final
 class PacketsUnserved(Event, frozen=True, kw_only=True, tag="packets_unserved"):
-    """The fail mode dropped packets because the worker of their queue was being replaced."""
+    """Packets were dropped because a worker or the daemon was replaced.
+
+    The fail mode dropped those that came meanwhile; the kernel dropped, in every fail mode, those
+    that waited for a worker that was killed because it hung.
+    """
 
     level: ClassVar[Level] = "warning"
     packets: Annotated[int, _number("How many since the last such event.", "packets")]

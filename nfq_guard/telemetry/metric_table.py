@@ -284,7 +284,8 @@ DAEMON_COUNTERS: Final = (
     Metric(
         Kind.COUNTER,
         "queue_full_passes",
-        "Packets that passed unjudged in fail mode open: a queue was full, or its worker replaced. "
+        "Packets that passed unjudged in fail mode open: a queue was full, or its worker or the "
+        "daemon was replaced. "
         "Only those that nfq-guard's own rules queue are known.",
         "packets",
         (),
@@ -293,7 +294,9 @@ DAEMON_COUNTERS: Final = (
     Metric(
         Kind.COUNTER,
         "unserved_drops",
-        "Packets that fail mode closed or kernel-drop dropped while a worker was replaced. "
+        "Packets dropped because a worker or the daemon was replaced: in fail mode closed or "
+        "kernel-drop those that came meanwhile, and in every mode those that waited for a worker "
+        "that was killed because it hung. "
         "Only those that nfq-guard's own rules queue are known.",
         "packets",
         (),

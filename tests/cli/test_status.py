@@ -61,7 +61,7 @@ def test_losses_are_shown_where_there_are_any() -> None:
     shown = text(queues=queues, counters={"unserved_drops": 1, "log_lines_dropped": 1})
     assert "1 packet that could not be judged" in shown
     assert "2 verdict messages for packets that the kernel had dropped" in shown
-    assert "1 packet dropped by the fail mode, because a worker was replaced" in shown
+    assert "1 packet dropped because a worker or the daemon was replaced" in shown
     assert "1 log line dropped" in shown
 
 

@@ -6,6 +6,7 @@ kernel. `systemd/README.md` describes these results in words.
 """
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -13,9 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from nfq_guard.engine import Mode
 from nfq_guard.firewall import FailMode
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.nfqueue.counters import QueueCounters, parse
+from nfq_guard.service.firewall_spec import firewall_of
+from nfq_guard.service.settings import Settings
 from nfq_guard.telemetry.reader import EventReader
 from tests.support.overrun import PLAIN, REDIRECTED, Connection, Overrun
 from tests.support.queue import GuardProcess, wait_for
@@ -27,6 +31,7 @@ SENT = 60
 QUEUE_LENGTH = 200
 RATE_PPS = 100
 POLICY = '[policy]\ndefault = "log"\non_unknown = "log"\n'
+_QUEUED = re.compile(r"^\[(\d+):\d+\] -A NFQ_GUARD .*-j NFQUEUE", re.MULTILINE)
 MODES = pytest.mark.parametrize("mode", list(FailMode))
 
 
@@ -39,13 +44,15 @@ class Faulty:
         self._directory = directory
         self._connections: list[Connection] = []
 
-    def start(self, mode: FailMode, *lines: str) -> GuardProcess:
+    def start(self, mode: FailMode, *lines: str, control_socket: str = "") -> GuardProcess:
         config = self._directory / "c.toml"
-        head = ["[daemon]", 'mode = "enforce"', f'fail_mode = "{mode}"', 'control_socket = ""']
+        head = ["[daemon]", 'mode = "enforce"', f'fail_mode = "{mode}"', 'backend = "nft"']
+        head += [f'control_socket = "{control_socket}"']
         head += [f"queue_length = {QUEUE_LENGTH}", *lines]
         config.write_text("\n".join(head) + "\n" + POLICY)
         guard = GuardProcess(self.host, self._directory / "log", "--config", str(config)).ready()
-        self._connections = [self.overrun.connect(port) for port in (PLAIN, REDIRECTED)]
+        if not self._connections:
+            self._connections = [self.overrun.connect(port) for port in (PLAIN, REDIRECTED)]
         return guard
 
     def send(self, count: int) -> None:
@@ -61,7 +68,13 @@ class Faulty:
         return parse(self.host.run("cat", "/proc/net/netfilter/nfnetlink_queue").stdout)
 
     def idle(self) -> bool:
-        return self.line().waiting == 0
+        return all(line.waiting == 0 for line in self.lines().values())
+
+    def queued(self) -> int:
+        """The packets that the rules have led to a queue, of both families."""
+        commands = ("iptables-nft-save", "ip6tables-nft-save")
+        saved = "".join(self.host.run(command, "-c").stdout for command in commands)
+        return sum(int(count) for count in _QUEUED.findall(saved))
 
 
 @pytest.fixture
@@ -165,6 +178,63 @@ def test_what_passes_is_counted_where_another_worker_ends_next(faulty: Faulty) -
     (stopped,) = guard.events("stopped")
     assert stopped["queue_full_passes"] > each
     assert stopped["packets"] + stopped["queue_full_passes"] == (rounds + 1) * each
+
+
+@pytest.mark.parametrize("mode", [FailMode.OPEN, FailMode.CLOSED])
+def test_what_waits_for_a_worker_that_hangs_is_counted(faulty: Faulty, mode: FailMode) -> None:
+    """The kernel drops it with the queue, in every mode, once the daemon kills the worker."""
+    with faulty.start(mode, 'queues = "0-1"') as guard:
+        faulty.send(SENT)
+        wait_for(lambda: len(faulty.lines()) == 2 and faulty.idle())
+        busy = next(number for number, line in faulty.lines().items() if line.last_id)
+        (started,) = guard.events("started")
+        os.kill(started["pids"][busy], signal.SIGSTOP)
+        faulty.send(SENT)
+        assert (waiting := faulty.lines()[busy].waiting) >= SENT
+        wait_for(lambda: len(guard.events("worker_restarted")) == 1)
+        wait_for(lambda: len(faulty.lines()) == 2)
+        queued = faulty.queued()
+        assert guard.stop() == 0
+    (stopped,) = guard.events("stopped")
+    assert stopped["unserved_drops"] == waiting
+    assert stopped["packets"] + stopped["unserved_drops"] + stopped["queue_full_passes"] == queued
+    assert sum(one["packets"] for one in guard.events("packets_unserved")) == waiting
+
+
+@MODES
+@pytest.mark.parametrize("queues", ["queue = 0", 'queues = "0-1"'])
+def test_every_packet_over_a_restart_is_counted(
+    faulty: Faulty, tmp_path: Path, mode: FailMode, queues: str
+) -> None:
+    """Where the rules stay and systemd does not keep the queue."""
+    last = 1 if "-" in queues else 0
+    settings = Settings(
+        mode=Mode.ENFORCE, fail_mode=mode.value, queues=f"0-{last}" if last else "", backend="nft"
+    )
+    with faulty.host.entered():
+        firewall_of(settings).install()
+    lines = (queues, 'rules = "keep"')
+    for _ in range(3):
+        with faulty.start(mode, *lines, control_socket=str(tmp_path / "s")) as guard:
+            faulty.send(SENT)
+            wait_for(faulty.idle)
+            assert guard.stop() == 0
+        faulty.send(SENT)  # without a daemon
+    with faulty.start(mode, *lines, control_socket=str(tmp_path / "s")) as guard:
+        wait_for(faulty.idle)
+        before = faulty.queued()
+        assert guard.stop() == 0
+    ended = guard.events("stopped")
+    assert len(ended) == 4
+    judged = sum(one["packets"] for one in ended)
+    passed = sum(one["queue_full_passes"] for one in ended)
+    dropped = sum(one["unserved_drops"] for one in ended)
+    # The host itself may send an INVALID packet at any time, such as neighbour discovery.
+    assert before <= judged + passed + dropped <= faulty.queued()
+    assert (passed if mode is FailMode.OPEN else dropped) >= 3 * SENT
+    assert sum(one["since_last"] for one in guard.events("kernel_passed_packets")) == passed
+    assert sum(one["packets"] for one in guard.events("packets_unserved")) == dropped
+    assert guard.events("unserved_time") == []
 
 
 @MODES

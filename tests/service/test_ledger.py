@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -369,12 +370,50 @@ def test_a_file_that_is_removed_before_it_is_locked(
     assert [each.unrecorded for each in ledger(tmp_path).left] == [2]
 
 
+def test_packets_of_the_rules_that_an_earlier_daemon_accounted_for(tmp_path: Path) -> None:
+    """After an orderly end, also behind a start that ended before it counted; not after a kill."""
+    with ledger(tmp_path, [None, 3]) as first:
+        assert first.accounted is None
+        first.page_of_daemon.numbered(5)
+        assert first.accounted is None
+        first.page_of_daemon.unnumbered(100)
+        assert first.accounted == 100
+        first.page_of_daemon.numbered(7)
+        first.page_of_daemon.numbered(8)
+    with ledger(tmp_path) as second:
+        assert second.accounted == 115
+        second.page_of_daemon.numbered(10)
+    third = ledger(tmp_path)
+    assert third.accounted == 125
+    third.page_of_daemon.still_bound()
+    assert third.accounted == 100
+    killed(third)
+    with ledger(tmp_path) as fourth:
+        assert fourth.accounted is None
+        fourth.page_of_daemon.unnumbered(9)
+        fourth.page_of_daemon.numbered(None)
+        assert fourth.accounted is None
+        fourth.page_of_daemon.unnumbered(-1)
+        assert fourth.accounted is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_orderly_end_long_ago(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another daemon may have judged packets of the same rules since."""
+    with ledger(tmp_path) as first:
+        first.page_of_daemon.unnumbered(100)
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 61)
+    with ledger(tmp_path) as second:
+        assert second.accounted is None
+
+
 def test_a_file_of_an_older_or_damaged_format(tmp_path: Path) -> None:
     path = tmp_path / "s.ledger"
-    path.write_bytes(b"nfq_guard ledger 2\n" + bytes(3 * PAGE_BYTES))
+    path.write_bytes(b"nfq_guard ledger 3\n" + bytes(3 * PAGE_BYTES))
     with ledger(tmp_path) as one:
         assert one.left == []
-    path.write_bytes(b"nfq_guard ledger 3\n" + b"\xff" * (2 * PAGE_BYTES - 30))
+    path.write_bytes(b"nfq_guard ledger 4\n" + b"\xff" * (2 * PAGE_BYTES - 30))
     with ledger(tmp_path) as one:
         assert [each.counts for each in one.left] == [False]
 

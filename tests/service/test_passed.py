@@ -158,3 +158,50 @@ def test_lines_of_our_queues(tmp_path: Path) -> None:
     assert numbered_in(file, [0, 1]) == Numbered((34, 0), 104)
     file.close()
     assert numbered_in(file, [0]) is None
+
+
+def test_it_counts_on_from_the_daemon_before() -> None:
+    kernel = Kernel()
+    kernel.come(500, passed=90)
+    kernel.look()
+    assert kernel.passed.unnumbered == 90
+    kernel.come(7, passed=3)
+    later = Kernel((8,))
+    later.queued, later.numbered = 600, 0
+    later.come(40)
+    later.passed.resume(90 + 507)
+    assert later.look() == 3
+    later.come(10, passed=2)
+    assert later.look() == 5
+    later.passed.forget()
+    assert later.passed.unnumbered is None
+    assert later.look() == 5
+
+
+@pytest.mark.parametrize("accounted", [601, -(1 << 32)])
+def test_what_other_rules_or_a_wrapped_number_left_is_not_counted(accounted: int) -> None:
+    kernel = Kernel()
+    kernel.come(0, passed=600)
+    kernel.passed.resume(accounted)
+    assert kernel.look() == 0
+
+
+def test_counters_that_cannot_be_read_once_end_it() -> None:
+    kernel = Kernel()
+    kernel.come(0, passed=600)
+    kernel.numbered = None
+    kernel.passed.resume(10)
+    assert kernel.look() == 0
+    kernel.numbered = 0
+    assert kernel.look() == 0
+
+
+def test_packets_that_the_counters_do_not_show() -> None:
+    kernel = Kernel()
+    kernel.look()
+    kernel.come(0, passed=4)
+    assert kernel.look() == 4
+    kernel.passed.add(6)
+    assert kernel.look() == 10
+    kernel.come(0, passed=1)
+    assert kernel.look() == 11

@@ -134,6 +134,7 @@ class Supervisor:
         events: EventLog,
         ledger: Ledger,
         rebound: Callable[[], None],
+        lost: Callable[[int], None],
     ) -> None:
         """Start nothing before `begin`.
 
@@ -150,8 +151,11 @@ class Supervisor:
             ledger: Has a page for each queue.
             rebound: Called as soon as a queue is unbound because its worker ended, and when the
                 next worker serves it.
+            lost: Called with the number of packets that wait for a worker that is killed, because
+                the kernel drops them.
         """
         self._rebound = rebound
+        self._lost = lost
         self._handles = [WorkerHandle(number) for number in queues]
         self._loaded = loaded
         self._read = read
@@ -290,13 +294,15 @@ class Supervisor:
         for handle in self._handles:
             if handle.pid:
                 self._events.emit(WorkerKilled(queue=handle.queue_num, pid=handle.pid))
-                self._count_drops(handle)
+                if handle.state is not WorkerState.STUCK:
+                    self._count_drops(handle)
                 handle.kill()
         until = time.monotonic() + _KILLED_S
         self._loop.run_until(self._all_ended, lambda: until)
         for handle in self._handles:
             if handle.pid:
                 self._events.emit(WorkerLeftBehind(queue=handle.queue_num, pid=handle.pid))
+                self._ledger.page_of_daemon.unnumbered(None)
 
     def _all_counted(self) -> bool:
         return not any(
@@ -469,7 +475,10 @@ class Supervisor:
         """State the packets that an exited process did not record; at an orderly end, none."""
         page = self._ledger.page(handle.queue_num)
         handle.add_unreported(page.unreported())
-        state_left(page.left(), self._events)
+        left = page.left()
+        state_left(left, self._events)
+        if self._finishing:
+            self._ledger.page_of_daemon.numbered(left.numbered)
         page.clear()
 
     def _take_rest(self, handle: WorkerHandle) -> None:
@@ -526,8 +535,15 @@ class Supervisor:
             self._events.emit(WorkerRestarted(queue=handle.queue_num, pid=handle.pid))
 
     def _count_drops(self, handle: WorkerHandle) -> None:
-        """Count and log what the kernel dropped while a worker that is to be killed was silent."""
+        """Count and log what the kernel dropped while a worker that is to be killed was silent.
+
+        Of the packets that wait, the kernel drops those that the worker gives no verdict.
+        """
         kernel = None if handle.ready is None else counters.owner(handle.queue_num)
+        if kernel is not None:
+            page = self._ledger.page(handle.queue_num)
+            page.numbered(kernel.last_id + kernel.queue_dropped)
+            self._lost(max(0, kernel.waiting - page.left().judging))
         since_last = 0 if kernel is None else handle.dropped(kernel)
         if kernel is not None and since_last:
             self._events.emit(

@@ -93,6 +93,8 @@ def open_queue(
             kept=None if keeper is None else keeper.kept,
         )
         stack.callback(reader.close)
+        if reader.taken_over:
+            page.still_bound()
         engine = Engine(
             policy=policy,
             flows=source.flows,

@@ -272,6 +272,8 @@ class QueueServer:
                 self.worker.refresh()
             if over:
                 break
+        passes = self._fail_open or self.worker.mode is Mode.DRY_RUN
+        self.worker.unbinds(drops_waiting=not passes)
         self.queue.close()  # at once: the kernel drops what is queued meanwhile
         self._garbage.end()
         self._evidence.end()

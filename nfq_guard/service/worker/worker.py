@@ -362,6 +362,20 @@ class Worker:
         except OSError:
             return None
 
+    def unbinds(self, *, drops_waiting: bool) -> None:
+        """Note how many packets of the rules the queue has taken; it is unbound next.
+
+        Args:
+            drops_waiting: Whether the fail mode drops packets, as the kernel drops those that
+                wait: the next daemon counts them.
+        """
+        kernel = self.kernel_counters()
+        if kernel is None:
+            self._page.numbered(None)
+            return
+        left = kernel.waiting if drops_waiting else 0
+        self._page.numbered(kernel.last_id + kernel.queue_dropped - left)
+
     def pending(self) -> list[Pending]:
         """The packets whose event is not due yet, because it will stand for several."""
         epoch = self._epoch = _epoch(self._epoch)
