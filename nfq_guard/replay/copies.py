@@ -10,6 +10,9 @@ SYN. They do not change the identification of an IPv4 packet, or the sequence nu
 window of its segment; these fields identify the packet. If the identification is absent or was
 rewritten, options and payload are compared as well.
 
+A cooked capture of version 1 does not name interfaces: a bridge and its port are one place there,
+also where the bridge translates (bridge-nf-call-iptables, as nodes of Kubernetes have it).
+
 A packet waits in the queue of its interface, and captures of two hosts have two clocks. By its
 identification or its timestamp it is recognised seconds later, in another place.
 """
@@ -35,9 +38,15 @@ _GENERATION: Final = 2048
 _SEARCHED: Final = 4096
 # On a mirror port or a bridge, at least one packet in so many is a repetition in the same place.
 _REPEATED_SHARE: Final = 3
+# With so many repetitions, that share of one place suffices: other traffic passes no bridge.
+_REPEATED_THERE: Final = 4
+# Bounds the places, by forged link addresses; then all are counted anew.
+_MOST_PLACES: Final = 4096
 # Routers between two places of one host, each in a network namespace.
 _MOST_HOPS: Final = 4
 _NO_ID: Final = b"\0\0"
+# Kind and length of the option.
+_TIMESTAMP: Final = b"\x08\x0a"
 # Octets of payload that are compared.
 _PAYLOAD: Final = 24
 # Small sequence numbers are not random, and other connections may have the same.
@@ -95,12 +104,15 @@ class _Departure:
         links: The first few places where they leave, by link header and interface; empty if
             unknown.
         hop_limit: The hop limit with which the last one left; unknown while `links` is empty.
+        bridged: The place where they arrive, and again translated, on a bridge and its port;
+            empty if there is none. What arrives there translated and has no copy was not.
     """
 
     def __init__(self, arriving: Key) -> None:
         self.arriving = arriving
         self.links: list[bytes] = []
         self.hop_limit = 0
+        self.bridged = b""
 
     def takes(self, hop_limit: int, link: bytes, *, arrives: bool) -> bool:
         """Whether a packet with this hop limit, at this place, is one that the host forwards.
@@ -112,9 +124,25 @@ class _Departure:
             link: Its link header and interface.
             arrives: Whether packets of another translated flow arrive with its tuple.
         """
+        if link == self.bridged:
+            return False
         if not self.links:
             return not arrives
         return link in self.links and hop_limit <= self.hop_limit
+
+
+@final
+class _Place:
+    """What was seen in one place.
+
+    Attributes:
+        looked: Number of packets.
+        repeated: Number of those that had just been seen there.
+    """
+
+    def __init__(self) -> None:
+        self.looked = 0
+        self.repeated = 0
 
 
 @final
@@ -142,11 +170,19 @@ class Copies:
         self._hop_limit = 0
         self._looked = 0
         self._repeated = 0
+        self._places: dict[bytes, _Place] = {}
+        self._place = _Place()
         self._several = False
+        self._unnamed = False
 
-    def expect(self) -> None:
-        """Search the whole capture, because captures of its kind contain copies."""
+    def expect(self, *, unnamed: bool = False) -> None:
+        """Search the whole capture, because captures of its kind contain copies.
+
+        Args:
+            unnamed: Whether it has several interfaces and does not name them.
+        """
         self._several = True
+        self._unnamed = unnamed
 
     @property
     def searches(self) -> bool:
@@ -183,6 +219,7 @@ class Copies:
         self.first = None
         self._hop_limit = packet.hop_limit
         self._looked += 1
+        self._enter(link)
         if len(self._recent) >= _GENERATION:
             self._older = self._recent
             self._recent = {}
@@ -204,6 +241,10 @@ class Copies:
                     self.first = seen
                     self.copies += 1
                     return COPY
+            elif self._is_bridged(seen, sighting, segment, named=name != _NO_ID):
+                self._place.looked += _REPEATED_THERE
+                self._place.repeated += _REPEATED_THERE
+                return self._translated(seen, key, b"", bridged=link)
             elif self._is_left(
                 seen, sighting, tells=shares_end(key, seen.key) or _is_telling(segment)
             ):
@@ -246,11 +287,36 @@ class Copies:
             return True
         return tells and hops <= _MOST_HOPS and not (seen.damaged or sighting.damaged)
 
+    def _is_bridged(
+        self, seen: Sighting, sighting: Sighting, segment: Segment, *, named: bool
+    ) -> bool:
+        """Whether a bridge translated the packet in `seen` between its port and itself.
+
+        Both are one place if the capture does not name interfaces. In PREROUTING, which runs
+        between them, translation changes the destination. A scan may have the same numbers and
+        options in all of its SYNs, unless they have an identification or a timestamp.
+        """
+        if (
+            not self._unnamed
+            or seen.link != sighting.link
+            or seen.hop_limit != sighting.hop_limit
+            or abs(seen.time_ns - sighting.time_ns) > _AT_ONCE_NS
+        ):
+            return False
+        if self._is_known(seen.key, sighting.key):
+            return True
+        return (
+            (named or _TIMESTAMP in segment.options)
+            and _is_telling(segment)
+            and _has_other_destination(sighting.key, seen.key)
+            and not (seen.damaged or sighting.damaged)
+        )
+
     def _is_known(self, arriving: Key, leaving: Key) -> bool:
         departure = self._departures.get(leaving)
         return departure is not None and departure.arriving == arriving
 
-    def _translated(self, seen: Sighting, key: Key, link: bytes) -> int:
+    def _translated(self, seen: Sighting, key: Key, link: bytes, *, bridged: bytes = b"") -> int:
         self.first = seen
         self.copies += 1
         if self._is_known(key, seen.key):
@@ -263,6 +329,9 @@ class Copies:
             # departure is not known yet.
             self._expect_departure(reverse(key), reverse(seen.key))
         departure = self._departures[key]
+        if bridged:
+            departure.bridged = bridged
+            return TRANSLATED
         if link not in departure.links and len(departure.links) < _MOST_LINKS:
             departure.links.append(link)
         departure.hop_limit = self._hop_limit
@@ -276,13 +345,27 @@ class Copies:
         else:
             departure.arriving = arriving
 
+    def _enter(self, link: bytes) -> None:
+        """Count a packet in its place."""
+        place = self._places.get(link)
+        if place is None:
+            if len(self._places) >= _MOST_PLACES:
+                self._places.clear()
+            place = self._places[link] = _Place()
+        place.looked += 1
+        self._place = place
+
     def _is_mirrored(self) -> bool:
         """Whether packets are commonly repeated in the same place.
 
         That is so on a bridge or a mirror port. A single repetition comes from the network.
         """
         self._repeated += 1
-        return _REPEATED_SHARE * self._repeated >= self._looked
+        place = self._place
+        place.repeated += 1
+        return _REPEATED_SHARE * self._repeated >= self._looked or (
+            place.repeated >= _REPEATED_THERE and _REPEATED_SHARE * place.repeated >= place.looked
+        )
 
 
 def link_place(frame: Frame, header_len: int) -> bytes:
@@ -311,7 +394,7 @@ def _has_timestamp(options: bytes) -> bool:
 
     It comes first, or behind two octets of padding, in every segment but a SYN.
     """
-    return options.startswith((b"\x08\x0a", b"\x01\x01\x08\x0a"))
+    return options.startswith((_TIMESTAMP, b"\x01\x01" + _TIMESTAMP))
 
 
 def _is_telling(segment: Segment) -> bool:
@@ -333,3 +416,8 @@ def shares_end(one: Key, other: Key) -> bool:
     source = one[0] == other[0] and ports >> 16 == others >> 16
     destination = one[1] == other[1] and ports & 0xFFFF == others & 0xFFFF
     return source or destination or ports == others
+
+
+def _has_other_destination(one: Key, other: Key) -> bool:
+    """Whether two directions have one source, and different addresses as destination."""
+    return one[0] == other[0] and one[2] >> 16 == other[2] >> 16 and one[1] != other[1]

@@ -207,7 +207,7 @@ class PacketReader:
             self._wire_len = frame.wire_len - 14
         else:
             if frame.linktype in _COOKED:
-                self._copies.expect()
+                self._copies.expect(unnamed=frame.linktype == LINUX_SLL)
             link = LINKS.get(frame.linktype)
             start = NO_PACKET if link is None else link(octets)
             if start == NO_PACKET:

@@ -255,6 +255,61 @@ def test_bridge_or_mirror_port(times: int) -> None:
     assert replayer.copies.copies == (times - 1) * len(talk.frames)
 
 
+BRIDGED = 0xFEED
+
+
+def bridged(talk: Conversation, *, of_others: int) -> list[Frame]:
+    """On `any` of a node whose bridge translates (bridge-nf-call-iptables), without interfaces.
+
+    What the pod sends is seen at the port of the bridge, and in the same place as the bridge passes
+    it on: translated, if it has the address of the service. `of_others` packets of the node's own
+    flow come before each, which no bridge passes.
+    """
+    shown = AnyCapture()
+    for frame in talk.frames:
+        for other in range(of_others):
+            own = Conversation(client_isn=frame.number * 90_000 + other)
+            own.sport = 50_000 + frame.number * 10 + other
+            own.client("S", 0)
+            octets = own.frames[0].octets
+            octets = summed(octets[:12] + ROUTER + octets[16:])
+            shown.show(octets, frame.time_ns - 90_000 + other, OUTGOING)
+        octets = numbered(frame.octets, frame.number + BRIDGED)
+        if octets[12:16] == CLIENT:
+            to_service = octets[16:20] == SERVICE
+            inside = summed(octets[:16] + POD + octets[20:]) if to_service else octets
+            shown.show(octets, frame.time_ns, INCOMING)
+            shown.show(inside, frame.time_ns + 3_000, INCOMING)
+            shown.show(summed(rewritten(inside)), frame.time_ns + 9_000, OUTGOING)
+        else:
+            octets = summed(octets[:12] + POD + octets[16:])
+            from_pod = summed(rewritten(octets))
+            answer = summed(from_pod[:12] + SERVICE + from_pod[16:])
+            shown.show(octets, frame.time_ns, INCOMING)
+            for later in (9_000, 12_000):
+                leaving = from_pod if frame.number == len(talk.frames) - 1 else answer
+                shown.show(leaving, frame.time_ns + later, OUTGOING)
+    return shown.frames
+
+
+@pytest.mark.parametrize("of_others", [0, 2])
+def test_bridge_that_translates_on_any_without_interfaces(of_others: int) -> None:
+    """The last answer escapes its translation, and the client refuses it."""
+    talk = talk_of_service(0x10_0000)
+    talk.server("PA", 10_000_000, 19, length=31)
+    talk.client("R", 19)
+    reset = talk.frames[-1]
+    reset.octets = summed(reset.octets[:16] + POD + reset.octets[20:])
+    replayer, found = replayed(bridged(talk, of_others=of_others))
+    assert [one.finding.reason for one in found if one.finding] == [
+        Reason.SEQ_OVER,
+        Reason.NO_ENTRY,
+    ]
+    assert replayer.copies.copies == 2 * len(talk.frames)
+    assert replayer.translations == 1
+    assert replayer.packets == (1 + of_others) * len(talk.frames)
+
+
 @pytest.mark.parametrize(
     ("copied", "said"), [(1, "1 frame shows an earlier"), (2, "2 frames show an earlier")]
 )
