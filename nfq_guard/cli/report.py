@@ -35,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "events",
         metavar="EVENTS",
-        help="events of the daemon, JSON Lines or journalctl -o json; - for standard input",
+        help="events of the daemon, JSON Lines, journalctl -o json or the log of its container; "
+        "- for standard input",
     )
     parser.add_argument(
         "-o", "--output", type=output_file, required=True, metavar="FILE", help="the page to write"

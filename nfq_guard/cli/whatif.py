@@ -48,7 +48,8 @@ of the recording count, not its order. Only packets that were accepted
 allow such conclusions; a capture does not record verdicts, so all of its packets count as accepted.
 A capture has every packet of its flows, events only the INVALID ones, so more fates are unknown
 there. A daemon writes events of packets that its policy allows only with log_allowed = true.
-Events are a file of JSON Lines or the output of journalctl -o json."""
+Events are a file of JSON Lines, the output of journalctl -o json, or the log of a container, as its
+runtime keeps it on the node or kubectl logs prints it."""
 
 _MOST_LINES: Final = 5
 _CAPTURE_QUEUED: Final = Queued(b"", int(Hook.PREROUTING), "", "", 0, 0)

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Reads events of packets from JSON Lines: those of the daemon, also as EVE, or of the journal.
 
-Entries of the journal are those that `journalctl -o json` prints.
+Entries of the journal are those that `journalctl -o json` prints. The log of a container may be as
+its runtime keeps it on the node (containerd, CRI-O, Docker), or as `kubectl logs` prints it with
+`--timestamps` or `--prefix`: each event then follows a few words, or is a string of another object.
 
 The file may be damaged or hostile. A line that is not an event, or has a value that no packet can
 have, is skipped and counted. A line longer than any event is skipped without being
@@ -55,6 +57,13 @@ _ADDRESS_BYTES: Final = {IPV4: 4, IPV6: 16}
 _JOURNAL_MARK: Final = b'"__REALTIME_TIMESTAMP"'
 # The beginning of a line in the format `eve`, and of no other line.
 _EVE_START: Final = b'{"timestamp":'
+# The beginning of any other line of the daemon.
+_EVENT_START: Final = b'{"event":'
+# The beginning of a line of Docker's driver `json-file`.
+_DOCKER_START: Final = b'{"log":"'
+# Longest text that a runtime or `kubectl` writes before a line: a time, and the names of a
+# namespace, a pod and a container.
+_PREFIX_MAX_BYTES: Final = 640
 _PACKET_JUDGED: Final = name_of(PacketJudged)
 # By the name of an event that counts what is missing: the number of `Unrecorded`, and the fields of
 # the event that add to it.
@@ -118,6 +127,10 @@ class _Name(msgspec.Struct):
 
 class _Eve(msgspec.Struct):
     nfq_guard: msgspec.Raw
+
+
+class _Logged(msgspec.Struct):
+    log: str
 
 
 class ReadEvent(NamedTuple):
@@ -205,6 +218,7 @@ class EventReader:
         self.unrecorded = Unrecorded()
         self._event = msgspec.json.Decoder(_AsWritten)
         self._eve = msgspec.json.Decoder(_Eve)
+        self._logged = msgspec.json.Decoder(_Logged)
         self._name = msgspec.json.Decoder(_Name)
         self._gap = msgspec.json.Decoder(_Gap)
 
@@ -232,8 +246,10 @@ class EventReader:
         return f"skipped {self.skipped:,} lines that are not events"
 
     def _read_line(self, line: bytes) -> ReadEvent | None:
-        from_journal = _JOURNAL_MARK in line
         try:
+            if not line.startswith(_EVENT_START):
+                line = self._unwrapped(line)
+            from_journal = _JOURNAL_MARK in line
             if line.startswith(_EVE_START):
                 line = bytes(self._eve.decode(line).nfq_guard)
             elif from_journal:
@@ -247,6 +263,16 @@ class EventReader:
             else:
                 self._skip()
             return None
+
+    def _unwrapped(self, line: bytes) -> bytes:
+        """A line of a container's log without what its runtime or `kubectl` added."""
+        if line.startswith(_DOCKER_START):
+            return self._logged.decode(line).log.encode()
+        if not line.startswith(b"{"):
+            at = line.find(b"{", 0, _PREFIX_MAX_BYTES)
+            if at > 0 and line.startswith((_EVENT_START, _EVE_START), at):
+                return line[at:]
+        return line
 
     def _of_journal(self, line: bytes) -> bytes:
         """The event of a journal entry, in the form that the daemon writes to a file."""

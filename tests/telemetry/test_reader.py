@@ -5,6 +5,7 @@ import io
 import json
 import re
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -160,6 +161,47 @@ def test_eve_json() -> None:
     (found,) = reader.read(io.BytesIO(b"\n".join(lines)))
     assert found.event.src == EVENT.src
     assert (reader.others, reader.unrecorded.allowed, reader.skipped) == (1, 5, 1)
+
+
+STAMP = b"2026-01-02T03:04:05.000006789Z "
+POD = b"[pod/nfq-guard-dry-run-x7b9q/nfq-guard] "
+
+
+def of_docker(octets: bytes) -> bytes:
+    logged = {"log": octets.decode() + "\n", "stream": "stdout", "time": STAMP.decode().strip()}
+    return json.dumps(logged, separators=(",", ":")).encode()
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        lambda octets: STAMP + b"stdout F " + octets,
+        of_docker,
+        lambda octets: STAMP + octets,
+        lambda octets: POD + octets,
+        lambda octets: POD + STAMP + octets,
+        lambda octets: b"nfq-guard-1  | " + octets,
+    ],
+    ids=["CRI", "Docker", "timestamps", "prefix", "both", "compose"],
+)
+@pytest.mark.parametrize("eve", [False, True])
+def test_log_of_a_container(kept: Callable[[bytes], bytes], eve: bool) -> None:
+    """As the runtime keeps it on the node, and as `kubectl logs` prints it."""
+    written = [EVENT, AllowedUnrecorded(packets=5)]
+    encoded = [eve_octets(each) if eve else orjson.dumps(all_fields(each)) for each in written]
+    reader = EventReader()
+    lines = [kept(each.strip()) for each in [*encoded, b"Traceback (most recent call last):"]]
+    (found,) = reader.read(io.BytesIO(b"\n".join(lines)))
+    assert found.event.src == EVENT.src
+    assert (reader.others, reader.unrecorded.allowed, reader.skipped) == (1, 5, 1)
+
+
+def test_a_wrapped_line_that_is_damaged() -> None:
+    half = orjson.dumps(all_fields(EVENT))[:90]
+    lines = [of_docker(half), b'{"log":"', b'{"log":5}', b'{"log":"\\ud800"}', STAMP + half]
+    lines.append(bytes(1000) + orjson.dumps(all_fields(EVENT)))
+    numbers, reader = read(b"\n".join(lines))
+    assert (numbers, reader.skipped) == ([], 6)
 
 
 def test_a_journal_entry_without_a_mark() -> None:

@@ -280,4 +280,4 @@ complete -c nfq-guard -n '_shtab_nfq_guard_using report' -s o -l output -xka "(_
 complete -c nfq-guard -n '_shtab_nfq_guard_using report' -l title -x -d 'title of the page (default: the name of EVENTS)'
 complete -c nfq-guard -n '_shtab_nfq_guard_using report' -l policy -xka "(__fish_complete_path (commandline -ct))" -d 'show what this policy would have done; give it again for others, 8 at most; two are also compared (default: preset:default, preset:kube-proxy, preset:strict)'
 complete -c nfq-guard -n '_shtab_nfq_guard_using report' -l doctor -xka "(__fish_complete_path (commandline -ct))" -d 'show the findings of the host in FILE, the output of doctor --format json'
-complete -c nfq-guard -n '_shtab_nfq_guard_using report; and test $_shtab_nfq_guard_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'events of the daemon, JSON Lines or journalctl -o json; - for standard input'
+complete -c nfq-guard -n '_shtab_nfq_guard_using report; and test $_shtab_nfq_guard_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'events of the daemon, JSON Lines, journalctl -o json or the log of its container; - for standard input'
