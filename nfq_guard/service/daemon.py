@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final, TypeVar, final
 
 import msgspec
@@ -540,7 +541,7 @@ class Daemon:
         if accounted is not None:
             passes = self.fail_mode is FailMode.OPEN
             (self._parts.passed if passes else self._parts.unserved).resume(accounted)
-            self._look()
+            self._look(between=True)
 
     def count_lost(self, packets: int) -> None:
         """Count packets that the kernel drops with the queue of a worker that is killed."""
@@ -552,7 +553,8 @@ class Daemon:
         if not self._finishing:
             self._look()
 
-    def _look(self, *, last: bool = False) -> None:
+    def _look(self, *, between: bool = False) -> None:
+        """As `count_passed`, at the end of a daemon or the start of the next if `between`."""
         passed, unserved = self._parts.passed, self._parts.unserved
         counting, other = passed, unserved
         if self.fail_mode is not FailMode.OPEN:
@@ -560,8 +562,9 @@ class Daemon:
         other.forget()
         if self._changing_rules:
             counting.forget()
-        else:
-            counting.look(last=last)
+        elif between or self.fail_mode is FailMode.OPEN or len(self._settings.queue_numbers) > 1:
+            # The one queue of a daemon is served until its end, and a full one counts its drops.
+            counting.look(exact=between)
         if self._leaves_rules:
             self._parts.ledger.page_of_daemon.unnumbered(counting.unnumbered)
         self._log_unserved()
@@ -711,10 +714,12 @@ class Daemon:
 
     def _finish_workers(self) -> None:
         if self._leaves_rules:
-            self._look(last=True)
+            self._look(between=True)
         self._finishing = True
         self._workers.finish(self._hurried)
         self._count_on()
+        if _rules_go():
+            self._parts.ledger.page_of_daemon.unnumbered(None)
 
     def _count_rules(self) -> None:
         """Read the counters of the rules once more, after the last check of the rules."""
@@ -739,3 +744,12 @@ class Daemon:
         self._log_unserved()  # of workers that were killed because they did not stop
         self._events.log_lost(time.monotonic(), ending=True)
         self._events.emit(self._totals(Stopped))
+
+
+def _rules_go() -> bool:
+    """Whether the unit of the service removes the rules after this daemon, or makes them anew.
+
+    For a restart that keeps them, its steps.sh has made a directory before the end.
+    """
+    directory = os.environ.get("RUNTIME_DIRECTORY")
+    return directory is not None and not Path(directory, "prepared").is_dir()

@@ -104,15 +104,15 @@ class PassedPackets:
         self.count += packets
         self._earlier += packets
 
-    def look(self, *, last: bool = False) -> None:
+    def look(self, *, exact: bool = False) -> None:
         """Read the kernel's counters.
 
         Args:
-            last: Whether `unnumbered` should be exact.
+            exact: Whether `unnumbered` should be exact.
         """
         read = self._read()
         self.unnumbered = None
-        if read is not None and (last or self._anew(read)):
+        if read is not None and (exact or self._anew(read)):
             for _ in range(_ATTEMPTS):
                 if read is None or read.before == read.after:
                     break
