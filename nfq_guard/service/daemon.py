@@ -252,7 +252,8 @@ class Daemon:
 
     def _serve(self, undo: ExitStack, more: ExitStack) -> None:
         served = self._workers.begin(datetime.now(UTC).timestamp())
-        self._count_on()
+        if not self._count_on() and not served.taken_over:
+            self._note_unserved(self._parts.ledger.since_end_s(time.monotonic()))
         self._events.begin_waiting_elsewhere(self._loop.soon)
         if self._loop.stopped:
             return
@@ -514,10 +515,13 @@ class Daemon:
     def _note_service(self, now: float, *, began: bool = False) -> None:
         """Note that the queues are served at `now`; log since when none was if that `began` now."""
         ledger = self._parts.ledger
-        unserved_s = ledger.unserved_s(now) if began else None
+        if began:
+            self._note_unserved(ledger.unserved_s(now))
+        ledger.serving(now)
+
+    def _note_unserved(self, unserved_s: float | None) -> None:
         if unserved_s is not None:
             self._events.emit(UnservedTime(unserved_s=unserved_s))
-        ledger.serving(now)
 
     def _note_counted(self, counted: RuleCounters) -> None:
         """Tell a next daemon that finds these rules how far their packets are counted."""
@@ -535,13 +539,19 @@ class Daemon:
         self._parts.unserved.forget()
         self.count_passed()
 
-    def _count_on(self) -> None:
-        """Count packets since queues were unbound in order, here or by the daemon before."""
+    def _count_on(self) -> bool:
+        """Count packets since queues were unbound in order, here or by the daemon before.
+
+        False if they are unknown: the counters cannot be read, or the rules are others.
+        """
         accounted = self._parts.ledger.accounted
-        if accounted is not None:
-            passes = self.fail_mode is FailMode.OPEN
-            (self._parts.passed if passes else self._parts.unserved).resume(accounted)
-            self._look(between=True)
+        if accounted is None:
+            return True
+        passes = self.fail_mode is FailMode.OPEN
+        counting = self._parts.passed if passes else self._parts.unserved
+        counting.resume(accounted)
+        self._look(between=True)
+        return counting.goes_on
 
     def count_lost(self, packets: int) -> None:
         """Count packets that the kernel drops with the queue of a worker that is killed."""

@@ -368,6 +368,15 @@ class Ledger:
         """
         return self.page_of_daemon.left().accounted
 
+    def since_end_s(self, now: float) -> float | None:
+        """Since when at `now`, monotonic seconds, an earlier daemon has ended in order.
+
+        None if none did shortly before the start of this one.
+        """
+        if self._before is None:
+            return None
+        return round(now - self._ahead_s - self._before.ended_ms / 1000, 3)
+
     def unserved_s(self, now: float) -> float | None:
         """For how long no daemon has served at `now`, monotonic seconds.
 

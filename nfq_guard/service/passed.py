@@ -68,6 +68,7 @@ class PassedPackets:
         count: Packets that a queue did not take, because it was full or not served.
         unnumbered: Packets that no queue had numbered or dropped at the last `look`, of all that
             the rules have queued; at least so many. None if that `look` could not read them.
+        goes_on: Whether the first `look` after `resume` found the rules of that time.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class PassedPackets:
         """
         self.count = 0
         self.unnumbered: int | None = None
+        self.goes_on = False
         self._accounted: int | None = None
         self._queued = queued
         self._numbered = numbered
@@ -98,6 +100,7 @@ class PassedPackets:
                 those in queues that are still bound.
         """
         self._accounted = accounted
+        self.goes_on = False
 
     def add(self, packets: int) -> None:
         """Count packets that the counters do not show."""
@@ -125,8 +128,9 @@ class PassedPackets:
         if self._anew(read):
             self._earlier = self.count
             self._none = most
-            if accounted is not None and 0 < most - accounted < _PLAUSIBLE:
+            if accounted is not None and 0 <= most - accounted < _PLAUSIBLE:
                 self._none = accounted
+                self.goes_on = True
         self.unnumbered = most
         self._owners = read.before.owners
         self._seen = read.queued

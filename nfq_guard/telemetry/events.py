@@ -803,9 +803,10 @@ class PacketsUnrecorded(_Queued, frozen=True, kw_only=True, tag="packets_unrecor
 
 @final
 class UnservedTime(Event, frozen=True, kw_only=True, tag="unserved_time"):
-    """No daemon served the queues, because the one before was killed.
+    """No daemon served the queues, and how many packets came is unknown.
 
-    What happened to the packets of that time is the fail mode's; how many they were is unknown.
+    The one before was killed, or a restart replaced the rules that count. What happened to the
+    packets of that time is the fail mode's.
     """
 
     level: ClassVar[Level] = "warning"

@@ -91,7 +91,7 @@ _TEXTS: Final = {
     "unjudged": "packets were never judged: the daemon or a worker failed",
     "lost_judged": "packets have no event: the process that judged them was killed",
     "lost_lines": "lines are lost: their packets are unknown",
-    "unserved_s": "s without a daemon, which was killed: the packets of that time are unknown",
+    "unserved_s": "s without a daemon: the packets of that time are unknown",
 }
 
 # The same of one packet or line.
@@ -163,7 +163,7 @@ class Unrecorded(msgspec.Struct, kw_only=True):
         allowed: Packets that the policy then in force allowed, without `log_allowed`.
         lost_judged: Packets that a process had judged, and that had no event when it was killed.
         lost_lines: Lines that the log lost; each may represent any number of packets.
-        unserved_s: Seconds without a daemon, because it was killed, with any number of packets.
+        unserved_s: Seconds without a daemon, with any number of packets.
     """
 
     suppressed: int = 0

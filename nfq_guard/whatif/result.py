@@ -139,7 +139,7 @@ class UnrecordedRecord(TypedDict):
         allowed: Packets that the policy then in force allowed, without `log_allowed`.
         lost_judged: Packets that a process had judged, and that had no event when it was killed.
         lost_lines: Lines that the log lost; each may represent any number of packets.
-        unserved_s: Seconds without a daemon, because it was killed, with any number of packets.
+        unserved_s: Seconds without a daemon, with any number of packets.
     """
 
     suppressed: int

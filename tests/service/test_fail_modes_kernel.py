@@ -237,6 +237,35 @@ def test_every_packet_over_a_restart_is_counted(
     assert guard.events("unserved_time") == []
 
 
+def test_a_restart_that_replaces_the_rules_says_for_how_long(
+    faulty: Faulty, tmp_path: Path
+) -> None:
+    """Their counters begin anew, so what came meanwhile is unknown."""
+    lines = ['rules = "keep"']
+
+    def install(queues: str) -> None:
+        settings = Settings(
+            mode=Mode.ENFORCE, fail_mode=FailMode.CLOSED.value, queues=queues, backend="nft"
+        )
+        with faulty.host.entered():
+            firewall_of(settings).install()
+
+    socket = str(tmp_path / "s")
+    install("")
+    with faulty.start(FailMode.CLOSED, *lines, control_socket=socket) as guard:
+        faulty.send(SENT)
+        wait_for(faulty.idle)
+        assert guard.stop() == 0
+    faulty.send(SENT)  # without a daemon
+    install("0-1")
+    lines += ['queues = "0-1"']
+    with faulty.start(FailMode.CLOSED, *lines, control_socket=socket) as guard:
+        assert guard.stop() == 0
+    (said,) = guard.events("unserved_time")
+    assert said["unserved_s"] > 0
+    assert guard.events("packets_unserved") == []
+
+
 @MODES
 def test_stopped(faulty: Faulty, mode: FailMode) -> None:
     """A hung daemon holds as many packets as fit in the queue; the fail mode treats the rest."""

@@ -401,11 +401,15 @@ def test_packets_of_the_rules_that_an_earlier_daemon_accounted_for(tmp_path: Pat
 def test_an_orderly_end_long_ago(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another daemon may have judged packets of the same rules since."""
     with ledger(tmp_path) as first:
+        assert first.since_end_s(time.monotonic()) is None
         first.page_of_daemon.unnumbered(100)
     now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + 61)
     with ledger(tmp_path) as second:
-        assert second.accounted is None
+        assert second.since_end_s(now + 20) == pytest.approx(20, abs=5)
+    monkeypatch.setattr(time, "monotonic", lambda: now + 161)
+    with ledger(tmp_path) as third:
+        assert third.accounted is None
+        assert third.since_end_s(now + 161) is None
 
 
 def test_a_file_of_an_older_or_damaged_format(tmp_path: Path) -> None:

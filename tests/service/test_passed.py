@@ -171,6 +171,7 @@ def test_it_counts_on_from_the_daemon_before() -> None:
     later.come(40)
     later.passed.resume(90 + 507)
     assert later.look() == 3
+    assert later.passed.goes_on
     later.come(10, passed=2)
     assert later.look() == 5
     later.passed.forget()
@@ -184,6 +185,15 @@ def test_what_other_rules_or_a_wrapped_number_left_is_not_counted(accounted: int
     kernel.come(0, passed=600)
     kernel.passed.resume(accounted)
     assert kernel.look() == 0
+    assert not kernel.passed.goes_on
+
+
+def test_a_restart_without_a_packet_between() -> None:
+    kernel = Kernel()
+    kernel.come(0, passed=600)
+    kernel.passed.resume(600)
+    assert kernel.look() == 0
+    assert kernel.passed.goes_on
 
 
 def test_counters_that_cannot_be_read_once_end_it() -> None:
@@ -192,6 +202,7 @@ def test_counters_that_cannot_be_read_once_end_it() -> None:
     kernel.numbered = None
     kernel.passed.resume(10)
     assert kernel.look() == 0
+    assert not kernel.passed.goes_on
     kernel.numbered = 0
     assert kernel.look() == 0
 
