@@ -169,7 +169,8 @@ class PacketReader:
         if isinstance(packet, Malformed):
             if packet.problem in BAD_HEADER:
                 return True
-            return packet.family == IPV6 and is_discarded(octets)
+            whole = packet.family == IPV6 and len(octets) >= _IPV6_HEADER
+            return whole and is_discarded(octets)
         if packet.family == IPV4:
             if self._joined or self.checksums.header_ok(octets):
                 return False

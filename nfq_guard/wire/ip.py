@@ -33,6 +33,8 @@ _V4_LONG: Final = "IPv4 header longer than the packet"
 _V6_CUT: Final = "IPv6 header cut short"
 BAD_HEADER: Final = frozenset({_NO_VERSION, _V4_CUT, _V4_SHORT, _V4_LONG, _V6_CUT})
 
+_V4_SNAPPED: Final = "capture ends inside the IPv4 header"
+_V6_SNAPPED: Final = "capture ends inside the IPv6 header"
 _SNAPPED: Final = (
     tcp.SNAPPED_IN_HEADER,
     udp.SNAPPED_IN_HEADER,
@@ -48,8 +50,8 @@ def decode(octets: bytes, wire_len: int = 0) -> Packet | Malformed:
 
     Args:
         octets: The packet; its tail may be missing.
-        wire_len: Length of the whole packet, for a header that states none; 0 if the octets are
-            all of it.
+        wire_len: Length of the whole packet, for a header that states none or was not captured
+            whole; 0 if the octets are all of it.
     """
     if not octets:
         return Malformed("no octets")
@@ -63,6 +65,8 @@ def decode(octets: bytes, wire_len: int = 0) -> Packet | Malformed:
 
 def _decode_ipv4(octets: bytes, wire_len: int) -> Packet | Malformed:
     if len(octets) < 20:
+        if wire_len >= 20:
+            return Malformed(_V4_SNAPPED, IPV4, snapped=True)
         return Malformed(_V4_CUT, IPV4)
     # By index instead of `struct`: in compiled code that takes a third of the time.
     length = octets[2] << 8 | octets[3]
@@ -79,7 +83,7 @@ def _decode_ipv4(octets: bytes, wire_len: int) -> Packet | Malformed:
     if header_len > length:
         return Malformed(_V4_LONG, IPV4, src, dst, proto)
     if header_len > len(octets):
-        return Malformed("capture ends inside the IPv4 header", IPV4, src, dst, proto, snapped=True)
+        return Malformed(_V4_SNAPPED, IPV4, src, dst, proto, snapped=True)
     more = fragment & 0x2000 != 0
     fragment_offset = (fragment & 0x1FFF) << 3
     return _with_transport(
@@ -89,6 +93,8 @@ def _decode_ipv4(octets: bytes, wire_len: int) -> Packet | Malformed:
 
 def _decode_ipv6(octets: bytes, wire_len: int) -> Packet | Malformed:
     if len(octets) < 40:
+        if wire_len >= 40:
+            return Malformed(_V6_SNAPPED, IPV6, snapped=True)
         return Malformed(_V6_CUT, IPV6)
     _, payload_len, next_header, hop_limit, src, dst = _IPV6.unpack_from(octets)
     if payload_len == 0 and next_header == HOP_BY_HOP:

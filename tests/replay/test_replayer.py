@@ -22,7 +22,13 @@ from nfq_guard.policy.decision import Action
 from nfq_guard.policy.default import default_policy
 from nfq_guard.replay.checksums import ChecksumMode
 from nfq_guard.replay.outcome import Outcome
-from nfq_guard.replay.packets import FRAGMENT_WAITS, NOT_IP, SNAPPED, UNKNOWN_LINK
+from nfq_guard.replay.packets import (
+    DROPPED_BEFORE,
+    FRAGMENT_WAITS,
+    NOT_IP,
+    SNAPPED,
+    UNKNOWN_LINK,
+)
 from nfq_guard.replay.replayer import Replayer
 from nfq_guard.replay.settings import ReplaySettings
 from tests.support.conversation import RAW, Conversation, internet_sum
@@ -192,6 +198,27 @@ def test_snapped_capture() -> None:
     for frame in talk.frames:
         frame.octets = frame.octets[:60]
     assert [outcome.ctstate for outcome in replayed(talk)] == [outcome.ctstate for outcome in whole]
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("kept", [1, 19, 20, 39])
+def test_snapped_ip_header(family: int, kept: int) -> None:
+    """As of the packet inside VXLAN at a snapshot length of 96: the header itself is not broken."""
+    talk = Conversation(family=family)
+    talk.open()
+    for frame in talk.frames:
+        frame.octets = frame.octets[:kept]
+    assert [one.absent for one in replayed(talk)] == [SNAPPED] * len(talk.frames)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_packet_that_is_shorter_than_its_ip_header(family: int) -> None:
+    talk = Conversation(family=family)
+    talk.open()
+    for frame in talk.frames:
+        frame.octets = frame.octets[:19]
+        frame.wire_len = 19
+    assert [one.absent for one in replayed(talk)] == [DROPPED_BEFORE] * len(talk.frames)
 
 
 def test_snapped_quote() -> None:
