@@ -16,6 +16,10 @@ MAGICS: Final = {
     b"\xa1\xb2\x3c\x4d": (">", 1),
 }
 
+# Version 2.4, the only one since 1998.
+_VERSION_LITTLE: Final = b"\x02\x00\x04\x00"
+_VERSION_BIG: Final = b"\x00\x02\x00\x04"
+
 
 @final
 class PcapScanner:
@@ -43,7 +47,8 @@ class PcapScanner:
             Bytes consumed, from the start of the buffer.
 
         Raises:
-            BrokenRecordError: A record has an impossible length; `frames` has those before it.
+            BrokenRecordError: A record has an impossible length, or is the header of another file;
+                `frames` has those before it.
         """
         little = self._little
         fraction_ns = self._fraction_ns
@@ -60,6 +65,11 @@ class PcapScanner:
             if captured > MAX_FRAME_BYTES:
                 self.frames = number
                 raise BrokenRecordError(start, f"a record claims {captured} bytes")
+            if captured == 0 and _is_header(buffer, start):
+                self.frames = number
+                raise BrokenRecordError(
+                    start, "another capture begins, as in joined files: name each file instead"
+                )
             stop = start + 16 + captured
             if stop > end:
                 break
@@ -80,3 +90,11 @@ class PcapScanner:
             start = stop
         self.frames = number
         return start
+
+
+def _is_header(buffer: bytes, start: int) -> bool:
+    """Whether a record without octets is the header of a file: a magic number and a version."""
+    order_of = MAGICS.get(buffer[start : start + 4])
+    return order_of is not None and buffer[start + 4 : start + 8] == (
+        _VERSION_LITTLE if order_of[0] == "<" else _VERSION_BIG
+    )

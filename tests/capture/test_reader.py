@@ -327,6 +327,27 @@ def test_broken_obsolete_block(write: Callable[..., str], bad: bytes) -> None:
     assert damage is not None
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("nanoseconds", [True, False])
+def test_joined_pcap_files(write: Callable[..., str], order: str, nanoseconds: bool) -> None:
+    """The header of the second file is no frame of the year 2055."""
+    first = made.pcap([(1, 0, A)])
+    second = made.pcap([(2, 0, A)], order=order, nanoseconds=nanoseconds)
+    octets, damage = read(write(first + second))
+    assert octets == [A]
+    assert damage is not None
+    assert damage.endswith(
+        f"read up to frame 1: broken at byte {len(first)}: another capture begins, as in joined "
+        "files: name each file instead"
+    )
+
+
+def test_pcap_with_records_without_octets(write: Callable[..., str]) -> None:
+    """Also at the second that a magic number is as a time."""
+    octets, damage = read(write(made.pcap([(0xA1B2C3D4, 5, b""), (1, 0, b""), (2, 0, A)])))
+    assert (octets, damage) == ([b"", b"", A], None)
+
+
 def test_pcap_with_a_huge_record(write: Callable[..., str]) -> None:
     file = made.pcap([(1, 0, A)]) + bytes(8) + (MAX_FRAME_BYTES + 1).to_bytes(4, "little") * 2
     octets, damage = read(write(file))
