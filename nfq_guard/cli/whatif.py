@@ -49,7 +49,9 @@ allow such conclusions; a capture does not record verdicts, so all of its packet
 A capture has every packet of its flows, events only the INVALID ones, so more fates are unknown
 there. A daemon writes events of packets that its policy allows only with log_allowed = true.
 Events are a file of JSON Lines, the output of journalctl -o json, or the log of a container, as its
-runtime keeps it on the node or kubectl logs prints it."""
+runtime keeps it on the node or kubectl logs prints it. They are those of one host: two hosts that
+forward a packet both judge it, so in the joined events of both it counts twice, and its second
+event shows that its flow continued."""
 
 _MOST_LINES: Final = 5
 _CAPTURE_QUEUED: Final = Queued(b"", int(Hook.PREROUTING), "", "", 0, 0)
