@@ -24,7 +24,7 @@ from nfq_guard.wire.checksum import (
     checksum_ok,
     checksum_unfinished,
 )
-from nfq_guard.wire.ip import decode
+from nfq_guard.wire.ip import BAD_HEADER, decode
 from nfq_guard.wire.ipv6 import is_discarded
 from nfq_guard.wire.packet import (
     ACK,
@@ -435,3 +435,15 @@ def test_segments_that_cannot_be_decoded_into_one(octets: bytes, wire_len: int) 
     assert isinstance(tcp.decode_segment(octets, 0, wire_len), str)
     assert not tcp.decode_into(found, octets, 0, wire_len)
     assert found == before
+
+
+@pytest.mark.parametrize(("first", "header"), [(0x45, 20), (0x60, 40)])
+def test_ip_header_that_was_not_captured_whole(first: int, header: int) -> None:
+    octets = bytes([first]) + bytes(header - 2)
+    for wire_len in (0, header - 1):
+        packet = decode(octets, wire_len)
+        assert isinstance(packet, Malformed)
+        assert (packet.problem in BAD_HEADER, packet.snapped) == (True, False)
+    packet = decode(octets, header)
+    assert isinstance(packet, Malformed)
+    assert (packet.problem in BAD_HEADER, packet.snapped) == (False, True)
