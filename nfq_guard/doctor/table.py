@@ -46,9 +46,12 @@ def counters(sums: dict[str, int], *, ipvs: bool = False) -> Iterator[Check]:
     """
     if not sums:
         return
-    failed = sums.get("insert_failed", 0)
-    # A packet that loses the race counts in both columns; a packet that is dropped because the
-    # table is full counts in `drop` only.
+    # The column of chains that are too long; `insert_failed` counts these packets as well, and
+    # `drop` does not (Linux 5.15).
+    long = sums.get("chainlength", 0)
+    # A packet that loses the race counts in `insert_failed` and `drop`; a packet that is dropped
+    # because the table is full counts in `drop` only.
+    failed = max(0, sums.get("insert_failed", 0) - long)
     full = max(0, sums.get("drop", 0) - failed)
     early = sums.get("early_drop", 0)
     if full or early:
@@ -69,6 +72,14 @@ def counters(sums: dict[str, int], *, ipvs: bool = False) -> Iterator[Check]:
             + ("; with IPVS, INVALID packets to its services as well" if ipvs else ""),
             "where the host masquerades, use --random-fully (nftables: fully-random); for DNS, a "
             "cache on the host or TCP",
+        )
+    if long:
+        yield warning(
+            "table.chains",
+            f"{counted(long, 'packet')} of new flows dropped because the table has too few buckets "
+            "for its connections: the list of one bucket was too long",
+            "raise net.netfilter.nf_conntrack_buckets to nf_conntrack_max, outside containers: all "
+            "network namespaces share the buckets",
         )
     invalid, errors = sums.get("invalid", 0), sums.get("icmp_error", 0)
     if invalid or errors:

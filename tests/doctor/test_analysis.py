@@ -271,6 +271,30 @@ def test_a_full_table_and_lost_races_are_told_apart(
         assert "--random-fully" in found.todo
 
 
+@pytest.mark.parametrize(
+    ("sums", "full", "raced"),
+    [
+        ({"chainlength": 5, "insert_failed": 5}, Status.OK, None),
+        ({"chainlength": 5, "insert_failed": 5, "drop": 3}, Status.WARNING, None),
+        ({"chainlength": 5, "insert_failed": 7, "drop": 2}, Status.OK, Status.WARNING),
+    ],
+)
+def test_long_chains_are_no_lost_races_and_hide_no_full_table(
+    sums: dict[str, int], full: Status, raced: Status | None
+) -> None:
+    """Both causes count in `insert_failed`, but `drop` counts the lost races alone."""
+    checks = by_id(table.counters(sums))
+    chains = checks["table.chains"]
+    assert chains.status is Status.WARNING
+    assert chains.what.startswith("5 packets of new flows dropped")
+    assert "nf_conntrack_buckets" in chains.todo
+    assert checks["table.drops"].status is full
+    found = checks.get("table.insert_failed")
+    assert (None if found is None else found.status) is raced
+    if found is not None:
+        assert found.what.startswith("2 packets")
+
+
 def test_invalid_icmp_counts_in_its_own_column() -> None:
     check = by_id(table.counters({"invalid": 0, "icmp_error": 5}))["table.invalid"]
     assert check.status is Status.NOTE
