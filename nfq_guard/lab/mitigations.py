@@ -64,9 +64,12 @@ def dropped_by_rules(router: Namespace, plan: Plan, mitigation: Mitigation) -> i
 
 
 def counted_invalid(router: Namespace) -> int:
-    """Packets that conntrack called INVALID in this namespace, from its own statistics."""
+    """Packets that conntrack called INVALID in this namespace, from its own statistics.
+
+    ICMP errors have a column of their own.
+    """
     with router.entered():
         path = Path("/proc/thread-self/net/stat/nf_conntrack")
         names, *cpus = path.read_text(encoding="ascii").splitlines()
-    column = names.split().index("invalid")
-    return sum(int(line.split()[column], 16) for line in cpus)
+    columns = [names.split().index(name) for name in ("invalid", "icmp_error")]
+    return sum(int(line.split()[column], 16) for line in cpus for column in columns)
