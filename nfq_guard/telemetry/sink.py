@@ -71,8 +71,13 @@ class _Caller:
         if not self._made.acquire(timeout=_START_S):
             raise RuntimeError
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether it makes a call whose result was not fetched."""
+        return bool(self._purpose)
+
     def makes(self, purpose: str) -> bool:
-        """Whether it makes a call for this purpose whose result was not fetched."""
+        """Whether it makes a call for this purpose, as `is_busy`."""
         return self._purpose == purpose
 
     def result(self, purpose: str, call: Callable[[], object]) -> object:
@@ -238,7 +243,8 @@ class LineSink:
                 self._rest = self._write(octets)
             except BlockingIOError:
                 self._rest = octets
-                if not self._is_writing():
+                # The thread says when it has a result.
+                if self._caller is None or not self._caller.is_busy:
                     self._retry_at = now + _RETRY_S / 10
                 return
             except OSError as error:

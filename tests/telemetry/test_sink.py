@@ -184,8 +184,20 @@ def test_an_answer_that_comes_late_is_announced(
         assert not announced.is_set()
         thawed.set()
         assert announced.wait(limit(5))
-    sink.push(0)
-    assert (tmp_path / "log").read_bytes() == b"one\ntwo\n"
+        sink.push(0)
+        assert (tmp_path / "log").read_bytes() == b"one\ntwo\n"
+
+        # Also behind a look at the name of the file.
+        thawed.clear()
+        announced.clear()
+        patched.setattr(os, "fstat", lambda fd: os.stat(fd) if thawed.wait() else None)
+        sink.follow()
+        sink.write(b"three\n")
+        sink.push(0)
+        thawed.set()
+        assert announced.wait(limit(5))
+        sink.push(0)
+    assert (tmp_path / "log").read_bytes() == b"one\ntwo\nthree\n"
     sink.close(0)
 
 
