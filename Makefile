@@ -143,6 +143,12 @@ fuzz: fuzz-inputs fuzz-decode ## fuzz the replay of captures too, coverage-guide
 	cd build/fuzz && PYTHONPATH=$(CURDIR) $(CURDIR)/$(BIN)/python $(CURDIR)/tests/fuzz_replay.py \
 		--seconds $(FUZZ_SECONDS)
 
+# What these need in a tree where nothing has been installed yet.
+$(BIN)/python:
+	@PYTHON=$(PYTHON) ./bootstrap.sh test
+build/wheels/made fuzz faults faults-short damage fuzz-inputs fuzz-decode fuzz-kernel fuzz-evidence fuzz-rules \
+	pictures lab-matrix reference docs fleet manifests manifests-check sbom pins reproducible: | $(BIN)/python
+
 faults: build/wheels/made ## inject faults for about half an hour, measure what they cost, write docs/faults.md (root)
 	$(BIN)/python -m tests.faults --seed $(SEED) --page
 
