@@ -124,8 +124,10 @@ def _quoted_tuple(
     if family == IPV4:
         if len(inner) < 20:
             return short
+        # Conntrack checks neither the version of a quoted packet nor that its header has 20 octets
+        # (kernel.md 2).
         at = (inner[0] & 15) << 2
-        if inner[0] >> 4 != 4 or at < 20 or (inner[6] & 0x1F) or inner[7]:
+        if (inner[6] & 0x1F) or inner[7]:
             return None
         proto = inner[9]
         src = inner[12:16]
@@ -133,8 +135,6 @@ def _quoted_tuple(
     else:
         if len(inner) < 40:
             return short
-        if inner[0] >> 4 != 6:
-            return None
         src = inner[8:24]
         dst = inner[24:40]
         extensions = skip_extensions(inner)

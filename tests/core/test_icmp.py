@@ -100,9 +100,7 @@ def test_the_identifier_of_a_query_does_not_make_another_flow() -> None:
     "inner",
     [
         b"\x45" + bytes(10),
-        b"\x60" + bytes(40),
         octets_of(IP(frag=1) / Raw(bytes(8))),
-        b"\x44" + octets_of(V4 / TCP())[1:],
         octets_of(V4 / TCP())[:22],
         octets_of(V4 / ICMP())[:24],
     ],
@@ -111,6 +109,36 @@ def test_icmp_error_that_quotes_too_little(inner: bytes) -> None:
     message = read(octets_of(V4 / ICMP(type=3) / Raw(inner))).l4
     assert isinstance(message, IcmpMessage)
     assert message.quoted is None
+
+
+@pytest.mark.parametrize(
+    ("first", "ports"),
+    [
+        # The version, which nobody checks, and the length in words.
+        (0x65, (5, 6)),
+        (0x05, (5, 6)),
+        (0x44, (0xC0A8, 0x0009)),  # the destination address
+        (0x40, (0x4000, 28)),  # the first four octets
+    ],
+)
+def test_icmp_error_quotes_a_damaged_header(first: int, ports: tuple[int, int]) -> None:
+    """Conntrack takes the tuple from where the header says that it ends."""
+    inner = bytearray(octets_of(IP(src="1.1.1.1", dst="192.168.0.9") / UDP(sport=5, dport=6)))
+    inner[0] = first
+    message = read(octets_of(V4 / ICMP(type=3) / Raw(bytes(inner)))).l4
+    assert isinstance(message, IcmpMessage)
+    source, destination = bytes([1, 1, 1, 1]), bytes([192, 168, 0, 9])
+    assert message.quoted == FlowTuple(17, source, destination, *ports)
+
+
+@pytest.mark.parametrize("first", [0x40, 0x00])
+def test_icmpv6_error_quotes_another_version(first: int) -> None:
+    inner = bytearray(octets_of(IPv6(src="fd00::2", dst="fd00::9") / UDP(sport=5, dport=6)))
+    inner[0] = first
+    message = read(octets_of(V6 / ICMPv6DestUnreach() / Raw(bytes(inner)))).l4
+    assert isinstance(message, IcmpMessage)
+    assert message.quoted is not None
+    assert (message.quoted.sport, message.quoted.dport) == (5, 6)
 
 
 def test_icmp_error_quotes_another_protocol() -> None:
@@ -144,7 +172,6 @@ def test_icmpv6() -> None:
     "inner",
     [
         b"\x60" + bytes(20),
-        octets_of(V4 / TCP()) + bytes(20),
         octets_of(IPv6(nh=60, plen=2))[:40],
         octets_of(V6 / IPv6ExtHdrFragment(offset=1)) + bytes(8),
     ],

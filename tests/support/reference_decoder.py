@@ -206,22 +206,20 @@ def _redirected(message: bytes, code: int, length: int, *, cut: bool) -> Values 
 def _quoted(inner: bytes, family: int, *, cut: bool) -> Values | None:
     """The flow of the packet quoted in an error, which may be truncated anywhere.
 
-    If the capture is `cut`, a quoted packet that ends too early may have been whole.
+    If the capture is `cut`, a quoted packet that ends too early may have been whole. Neither the
+    version nor the least length of an IPv4 header is checked, as conntrack checks neither.
     """
     if cut and len(inner) < {4: 20, 6: 40}[family]:
         raise WrongError
     try:
         reader = Reader(inner)
-        if reader.take(4) != family:
-            return None
+        reader.take(4)
         if family == 4:
             words, _service, _length, _identification = map(reader.take, (4, 8, 16, 16))
             _flags, fragment, _hops, protocol = map(reader.take, (3, 13, 8, 8))
             reader.take(16)
             source, destination = reader.octets(4), reader.octets(4)
             at = 4 * words
-            if at < 20:
-                return None
         else:
             reader.take(8 + 20 + 16)
             following = reader.take(8)
