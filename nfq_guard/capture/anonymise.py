@@ -64,7 +64,7 @@ class Anonymiser:
         if len(octets) < fixed or not fixed:
             return b""
         packet = decode(octets)
-        changed = self._replace(found, 0)
+        changed = self._replace(found, 0, version)
         if not isinstance(packet, Packet):
             return bytes(found[:fixed])
         if packet.fragment_offset:
@@ -78,12 +78,11 @@ class Anonymiser:
             self._adjust_transport(found, packet, packet.l4_offset + at, covered)
         return bytes(found)
 
-    def _replace(self, octets: bytearray, start: int) -> int:
+    def _replace(self, octets: bytearray, start: int, version: int) -> int:
         """Replace both addresses of the IP header at `start`, and blank its options.
 
         Returns the change of the sum of the addresses.
         """
-        version = octets[start] >> 4
         size = 4 if version == 4 else 16
         begin = start + _ADDRESSES_AT[version]
         end = begin + 2 * size
@@ -113,12 +112,16 @@ class Anonymiser:
         return changed
 
     def _quoted(self, octets: bytearray, start: int) -> int:
-        """Replace the addresses of a quoted packet; returns the change of its word sum."""
-        if len(octets) <= start or len(octets) < start + _FIXED.get(octets[start] >> 4, 1 << 16):
+        """Replace the addresses of a quoted packet; returns the change of its word sum.
+
+        It has the version of the packet around it: conntrack does not look at its own.
+        """
+        version = octets[0] >> 4
+        if len(octets) < start + _FIXED[version]:
             del octets[start:]
             return 0
         before = _sum_of(octets[start:])
-        self._replace(octets, start)
+        self._replace(octets, start, version)
         return _sum_of(octets[start:]) - before
 
     def _adjust_transport(self, octets: bytearray, packet: Packet, at: int, changed: int) -> None:

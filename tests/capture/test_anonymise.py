@@ -71,6 +71,24 @@ def test_what_an_error_quotes_is_changed_too() -> None:
     assert (found.l4.quoted.src, found.l4.quoted.dst) == (KEY.address(A4), KEY.address(B4))
 
 
+@pytest.mark.parametrize("first", [0x45, 0x65, 0x05, 0x40, 0x44])
+def test_an_error_that_quotes_a_damaged_header(first: int) -> None:
+    quoted = bytes((first,)) + udp(A4, B4, 1, 2)[1:]
+    octets = KEY.packet(error(B4, A4, 3, quoted + bytes(20)))
+    assert KEY.address(A4) + KEY.address(B4) in octets[40:]
+    assert A4 not in octets
+    assert B4 not in octets
+
+
+@pytest.mark.parametrize("first", [0x60, 0x45, 0x00])
+def test_an_icmpv6_error_that_quotes_a_damaged_header(first: int) -> None:
+    quoted = bytes((first,)) + udp(A6, B6, 1, 2)[1:]
+    octets = KEY.packet(error(B6, A6, 1, quoted))
+    assert KEY.address(A6) + KEY.address(B6) in octets[56:]
+    assert A6 not in octets
+    assert B6 not in octets
+
+
 def with_options(octets: bytes) -> bytes:
     """An IPv4 packet with a record of the route."""
     options = bytes((7, 11, 8)) + C4 + B4 + b"\0"
