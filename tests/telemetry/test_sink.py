@@ -169,6 +169,7 @@ def test_an_answer_that_comes_late_is_announced(
     """So that lines behind it need not wait for another event."""
     sink = LineSink(tmp_path / "log")
     announced = threading.Event()
+    size_of = os.fstat
     sink.begin_waiting_elsewhere(announced.set)
     thawed = threading.Event()
 
@@ -190,7 +191,7 @@ def test_an_answer_that_comes_late_is_announced(
         # Also behind a look at the name of the file.
         thawed.clear()
         announced.clear()
-        patched.setattr(os, "fstat", lambda fd: os.stat(fd) if thawed.wait() else None)
+        patched.setattr(os, "fstat", lambda fd: size_of(fd) if thawed.wait() else None)
         sink.follow()
         sink.write(b"three\n")
         sink.push(0)
