@@ -258,10 +258,8 @@ def _is_absent(path: Path) -> bool:
     """Whether nothing has this name; a link to nothing, or a file out of reach, has it."""
     try:
         path.lstat()
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
     return False
 
 

@@ -6,7 +6,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -56,12 +56,36 @@ def test_stalled_pipe_never_blocks_and_drops_the_oldest() -> None:
     os.close(reading)
 
 
+def drain(sink: LineSink, now: float) -> None:
+    """Push until no line waits, from the monotonic time `now` on."""
+    deadline = time.monotonic() + limit(5)
+    while sink.waiting:
+        assert time.monotonic() < deadline
+        sink.push(now)
+        now += 1
+        time.sleep(0.001)
+
+
 def await_size(sink: LineSink, octets: int) -> None:
     """Wait until the thread of the sink has seen that size."""
     deadline = time.monotonic() + limit(5)
     while sink.follow() != octets:
         assert time.monotonic() < deadline
         time.sleep(0.001)
+
+
+def written_once(thawed: threading.Event, begun: threading.Event) -> Callable[[int, bytes], int]:
+    """A write that does not end before `thawed`, as on a frozen disk; only a thread may make it."""
+    caller = threading.get_ident()
+
+    def frozen(fd: int, octets: bytes) -> int:
+        if threading.get_ident() == caller:  # would be blocked for as long
+            pytest.fail("the caller writes itself")
+        begun.set()
+        thawed.wait()
+        return os.writev(fd, [octets])
+
+    return frozen
 
 
 def test_a_file_system_that_does_not_answer_blocks_nobody(
@@ -71,17 +95,9 @@ def test_a_file_system_that_does_not_answer_blocks_nobody(
     sink = LineSink(tmp_path / "log", ring_bytes=10_000)
     sink.begin_waiting_elsewhere(int)
     thawed = threading.Event()
-    thread = threading.get_ident()
-
-    def frozen(fd: int, octets: bytes) -> int:
-        if threading.get_ident() == thread:  # would be blocked for as long
-            pytest.fail("the caller writes itself")
-        thawed.wait()
-        return os.writev(fd, [octets])
-
     lines = 5_000
     with monkeypatch.context() as patched:
-        patched.setattr(os, "write", frozen)
+        patched.setattr(os, "write", written_once(thawed, threading.Event()))
         begin = time.monotonic()
         for number in range(lines):
             sink.write(b"%08d\n" % number)
@@ -92,17 +108,13 @@ def test_a_file_system_that_does_not_answer_blocks_nobody(
         assert sink.waiting + sink.dropped == lines
         assert sink.dropped > 3_000
         thawed.set()
-        turn = float(lines)
-        while sink.waiting and turn < 2 * lines:
-            sink.push(turn)
-            turn += 1
-            time.sleep(0.001)
+        drain(sink, lines)
     numbers = [int(line) for line in (tmp_path / "log").read_bytes().splitlines()]
     assert len(numbers) == lines - sink.dropped
     assert numbers == sorted(numbers)
     assert numbers[-1] == lines - 1
     await_size(sink, 9 * len(numbers))
-    sink.close(turn)
+    sink.close(2 * lines)
 
 
 def test_lines_behind_a_write_that_does_not_end_are_counted_before_the_end(
@@ -113,13 +125,8 @@ def test_lines_behind_a_write_that_does_not_end_are_counted_before_the_end(
     thawed = threading.Event()
     begun = threading.Event()
 
-    def frozen(fd: int, octets: bytes) -> int:
-        begun.set()
-        thawed.wait()
-        return os.writev(fd, [octets])
-
     with monkeypatch.context() as patched:
-        patched.setattr(os, "write", frozen)
+        patched.setattr(os, "write", written_once(thawed, begun))
         sink.write(b"begun\n")
         sink.push(0)
         assert begun.wait(limit(5))
@@ -128,11 +135,7 @@ def test_lines_behind_a_write_that_does_not_end_are_counted_before_the_end(
         sink.give_up(1)
         assert (sink.dropped, sink.waiting) == (2, 1)
         thawed.set()
-    for turn in range(1000):
-        sink.push(2.0 + turn)
-        if not sink.waiting:
-            break
-        time.sleep(0.001)
+    drain(sink, 2)
     assert (tmp_path / "log").read_bytes() == b"begun\n"
     sink.close(2000)
     assert sink.dropped == 2
@@ -173,12 +176,8 @@ def test_an_answer_that_comes_late_is_announced(
     sink.begin_waiting_elsewhere(announced.set)
     thawed = threading.Event()
 
-    def frozen(fd: int, octets: bytes) -> int:
-        thawed.wait()
-        return os.writev(fd, [octets])
-
     with monkeypatch.context() as patched:
-        patched.setattr(os, "write", frozen)
+        patched.setattr(os, "write", written_once(thawed, threading.Event()))
         sink.write(b"one\n")
         sink.push(0)
         sink.write(b"two\n")
@@ -229,11 +228,7 @@ def test_opening_a_file_that_was_rotated_blocks_nobody(
             sink.push(float(turn))
         assert (sink.waiting, sink.dropped) == (20, 0)
         thawed.set()
-        for turn in range(20, 1000):
-            sink.push(float(turn))
-            if not sink.waiting:
-                break
-            time.sleep(0.001)
+        drain(sink, 20)
     assert log.read_bytes() == 20 * b"line\n"
     assert (tmp_path / "log.1").read_bytes() == b""
     await_size(sink, 100)
