@@ -237,12 +237,14 @@ def _logged_breach(
 ) -> Breach | None:
     """The breach from the number in the text; None without one, or if the segment is within.
 
-    A conntrack helper that shifts sequence numbers makes a segment appear within the bound.
+    Without its entry, whose sequence numbers conntrack may shift, a segment may appear within it.
     """
     if text.excess is not None:
         limit = add(segment.end, 1 - text.excess)
     elif text.limit is not None:
         limit = text.limit
+        if reason is Reason.ACK_OVER and snapshot is not None:
+            limit = add(limit, window.ack_shift(snapshot, segment.ack))
     else:
         return None
     if reason is Reason.SEQ_OVER:
@@ -355,9 +357,13 @@ def _diagnose_segment(
                 other = _other_candidate(segment, snapshot, kernel, sender, receiver)
                 return Finding(breach.bound, breach, other)
     breach = window.breach_of(segment, state, sender, receiver, kernel)
-    if snapshot.status & IPS_SEQ_ADJUST and (breach is None or breach.bound in _OF_ACK):
-        # Conntrack first takes off the shift, which is not known here (kernel.md 1.6).
-        return Finding(Reason.UNSUPPORTED if breach is None else breach.bound, breach, SHIFTED)
+    if (
+        snapshot.status & IPS_SEQ_ADJUST
+        and snapshot.shifts is None
+        and (breach is None or breach.bound in _OF_ACK)
+    ):
+        # Conntrack first takes off the shift, which could not be read (kernel.md 1.6).
+        return Finding(Reason.UNSUPPORTED if breach is None else breach.bound, None, SHIFTED)
     if breach is None:
         return Finding(Reason.RACED, None, MOVED_ON)
     return Finding(breach.bound, breach)

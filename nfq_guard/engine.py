@@ -13,6 +13,7 @@ from typing import Final, Protocol, final
 from nfq_guard.conntrack.kernel_rules import KERNEL_6_1, KernelRules
 from nfq_guard.conntrack.log_text import Logged
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
+from nfq_guard.conntrack.window import as_sender_counts
 from nfq_guard.diagnose import diagnose, diagnose_logged
 from nfq_guard.finding import Finding, Reason
 from nfq_guard.flow import Evidence, FlowSnapshot, FlowTuple, LookupFailed, LookupResult
@@ -21,7 +22,7 @@ from nfq_guard.policy.shadow import Disagreement, disagreement
 from nfq_guard.raw_rules import RawRules, unless_spared
 from nfq_guard.resets import Passed
 from nfq_guard.wire.ip import decode
-from nfq_guard.wire.packet import Malformed, Packet, Queued, tuple_of
+from nfq_guard.wire.packet import Malformed, Packet, Queued, Segment, tuple_of
 
 VERDICT_DROP: Final = 0
 VERDICT_ACCEPT: Final = 1
@@ -231,6 +232,8 @@ class Engine:
                 if isinstance(result, LookupFailed):
                     failed[index] = result.code
                 else:
+                    if result is not None and result.shifts is not None:
+                        _apply_shifts(result, packets[index])
                     snapshots[index] = result
         if failed or self._log is not None:
             return self._judge_one_by_one(batch, packets, snapshots, failed, now)
@@ -334,3 +337,10 @@ class Engine:
         if spared:
             judgment.spared = True
         return judgment
+
+
+def _apply_shifts(snapshot: FlowSnapshot, packet: Packet | Malformed) -> None:
+    """Count both ends of a flow as the sender of its packet does."""
+    l4 = packet.l4 if isinstance(packet, Packet) else None
+    if isinstance(l4, Segment):
+        snapshot.peers = as_sender_counts(snapshot, l4.ack)

@@ -306,6 +306,27 @@ class Association:
 
 @final
 @dataclass(init=False, slots=True)
+class SeqShift:
+    """How conntrack shifts the sequence numbers of one sender, for a helper or for SYNPROXY.
+
+    Attributes:
+        correction_pos: The number up to which `offset_before` is added, and then `offset_after`.
+        offset_before: Added to earlier numbers, modulo 2**32.
+        offset_after: Added to later ones.
+    """
+
+    correction_pos: Seq
+    offset_before: int
+    offset_after: int
+
+    def __init__(self, correction_pos: Seq, offset_before: int, offset_after: int) -> None:
+        self.correction_pos = correction_pos
+        self.offset_before = offset_before
+        self.offset_after = offset_after
+
+
+@final
+@dataclass(init=False, slots=True)
 class FlowSnapshot:
     """One conntrack entry at the time of a packet's lookup.
 
@@ -333,6 +354,9 @@ class FlowSnapshot:
         peer_flags: `IP_CT_*` bits of the senders of both directions, from evidence that has them
             without the window; else None.
         association: The association of an SCTP flow; None for other protocols.
+        shifts: The shifts of the senders of both directions, with `IPS_SEQ_ADJUST` where they could
+            be read; else None. `conntrack.window.as_sender_counts` has applied them to `peers`
+            before the packet is judged.
     """
 
     evidence: Evidence
@@ -356,6 +380,7 @@ class FlowSnapshot:
     retrans: int
     peer_flags: tuple[int, int] | None
     association: Association | None
+    shifts: tuple[SeqShift, SeqShift] | None
 
     def __init__(
         self,
@@ -380,6 +405,7 @@ class FlowSnapshot:
         retrans: int = 0,
         peer_flags: tuple[int, int] | None = None,
         association: Association | None = None,
+        shifts: tuple[SeqShift, SeqShift] | None = None,
     ) -> None:
         self.evidence = evidence
         self.direction = direction
@@ -402,6 +428,7 @@ class FlowSnapshot:
         self.retrans = retrans
         self.peer_flags = peer_flags
         self.association = association
+        self.shifts = shifts
 
     @property
     def nat(self) -> Nat:

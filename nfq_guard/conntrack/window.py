@@ -20,6 +20,7 @@ from nfq_guard.flow import (
     IP_CT_TCP_FLAG_MAXACK_SET,
     IP_CT_TCP_FLAG_SACK_PERM,
     IPS_ASSURED,
+    FlowSnapshot,
     Peer,
     TcpState,
 )
@@ -65,6 +66,57 @@ def acknowledged(segment: Segment, receiver: Peer) -> Seq:
 def stands_at_td_end(segment: Segment, state: int) -> bool:
     """Whether the check uses the sender's `td_end` for `seq` and `end`: an RST with `seq` 0."""
     return state == _SYN_SENT and segment.seq == 0 and segment.flags & RST != 0
+
+
+def ack_shift(snapshot: FlowSnapshot, ack: Seq) -> int:
+    """What conntrack takes off the numbers that a segment acknowledges; 0 without a shift.
+
+    Args:
+        snapshot: The flow, looked up for the segment.
+        ack: The ACK field of the segment.
+    """
+    if snapshot.shifts is None:
+        return 0
+    shift = snapshot.shifts[1 - snapshot.direction]
+    if after(add(ack, -1), shift.correction_pos):
+        return shift.offset_after
+    return shift.offset_before
+
+
+def as_sender_counts(snapshot: FlowSnapshot, ack: Seq) -> tuple[Peer, Peer] | None:
+    """Both ends of a flow in the numbers of a segment; the same object without a shift.
+
+    Conntrack takes the shift off the acknowledged number and compares that with the receiver's
+    numbers. The comparison is the same with the shift added to the latter, and then all numbers are
+    those of the packet.
+
+    Args:
+        snapshot: The flow, looked up for the segment.
+        ack: The ACK field of the segment.
+    """
+    shift = ack_shift(snapshot, ack)
+    peers = snapshot.peers
+    if not shift or peers is None:
+        return peers
+    one = peers[snapshot.direction]
+    other = peers[1 - snapshot.direction]
+    sender = Peer(
+        one.td_end,
+        one.td_maxend,
+        one.td_maxwin,
+        add(one.td_maxack, shift),
+        one.td_scale,
+        one.flags,
+    )
+    receiver = Peer(
+        add(other.td_end, shift),
+        add(other.td_maxend, shift),
+        other.td_maxwin,
+        other.td_maxack,
+        other.td_scale,
+        other.flags,
+    )
+    return (receiver, sender) if snapshot.direction else (sender, receiver)
 
 
 def first_breach(

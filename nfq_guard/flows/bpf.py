@@ -14,6 +14,7 @@ from typing import Final, Protocol, final
 
 from nfq_guard.errors import UnavailableError
 from nfq_guard.flow import (
+    IPS_SEQ_ADJUST,
     PROTO_TCP,
     PROTO_UDP,
     Evidence,
@@ -123,15 +124,30 @@ class BpfFlows:
 
     def _batch(self, tuples: Sequence[FlowTuple]) -> list[LookupResult]:
         results = self._exchange.ask(tuples, self._zones[0])
+        shifted = self._exchange.shifted
         if self._exchange.missing:
-            self._ask_again(tuples, results)
+            shifted += self._ask_again(tuples, results)
+        if shifted and self._others is not None:
+            self._add_shifts(tuples, results, self._others)
         return results
 
-    def _ask_again(self, tuples: Sequence[FlowTuple], results: list[LookupResult]) -> None:
+    def _add_shifts(
+        self, tuples: Sequence[FlowTuple], results: Sequence[LookupResult], others: CtnetlinkFlows
+    ) -> None:
+        """Add how conntrack shifts the sequence numbers of flows, which BPF does not read."""
+        for wanted, result in zip(tuples, results, strict=True):
+            if isinstance(result, FlowSnapshot) and result.status & IPS_SEQ_ADJUST:
+                (other,) = others.lookup([wanted])
+                if isinstance(other, FlowSnapshot) and other.original == result.original:
+                    result.shifts = other.shifts
+
+    def _ask_again(self, tuples: Sequence[FlowTuple], results: list[LookupResult]) -> int:
         """Look up missing tuples in the other zones, and tuples that BPF cannot look up elsewhere.
 
-        A lookup that failed in one zone has failed unless another zone has the entry.
+        A lookup that failed in one zone has failed unless another zone has the entry. Returns the
+        number of flows of other zones whose sequence numbers conntrack shifts.
         """
+        shifted = 0
         missing: list[int] = []
         foreign: list[int] = []
         for index, result in enumerate(results):
@@ -142,6 +158,7 @@ class BpfFlows:
             if not missing:
                 break
             again = self._exchange.ask([tuples[index] for index in missing], zone)
+            shifted += self._exchange.shifted
             left: list[int] = []
             for index, result in zip(missing, again, strict=True):
                 if result is not None:
@@ -153,6 +170,7 @@ class BpfFlows:
             others = self._others.lookup([tuples[index] for index in foreign])
             for index, result in zip(foreign, others, strict=True):
                 results[index] = result
+        return shifted
 
     def close(self) -> None:
         """Unload the program; `lookup` must not be called afterwards."""

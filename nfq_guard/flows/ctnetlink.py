@@ -21,6 +21,7 @@ from nfq_guard.flow import (
     FlowTuple,
     LookupFailed,
     LookupResult,
+    SeqShift,
     answering,
 )
 from nfq_guard.netlink.connection import Connection, responses
@@ -33,18 +34,20 @@ from nfq_guard.netlink.messages import (
     message,
     nested,
 )
+from nfq_guard.seqno import Seq
 
 # NFNL_SUBSYS_CTNETLINK with IPCTNL_MSG_CT_GET, and with IPCTNL_MSG_CT_NEW.
 GET: Final = 1 << 8 | 1
 ENTRY: Final = 1 << 8
 
-# CTA_*, and below them CTA_TUPLE_*, CTA_IP_*, CTA_PROTO_*, CTA_PROTOINFO_*.
+# CTA_*, and below them CTA_TUPLE_*, CTA_IP_*, CTA_PROTO_*, CTA_PROTOINFO_*, CTA_SEQADJ_*.
 _TUPLE_ORIG: Final = 1
 _TUPLE_REPLY: Final = 2
 _STATUS: Final = 3
 PROTOINFO: Final = 4
 _TIMEOUT: Final = 7
 _MARK: Final = 8
+_SEQ_ADJ: Final = (15, 16)
 _ZONE: Final = 18
 _TUPLE_IP: Final = 1
 _TUPLE_PROTO: Final = 2
@@ -61,6 +64,9 @@ _PROTOINFO_SCTP: Final = 3
 _SCTP_STATE: Final = 1
 _SCTP_TAG_ORIGINAL: Final = 2
 _SCTP_TAG_REPLY: Final = 3
+_CORRECTION_POS: Final = 1
+_OFFSET_BEFORE: Final = 2
+_OFFSET_AFTER: Final = 3
 
 _U16: Final = struct.Struct(">H")
 _U32: Final = struct.Struct(">I")
@@ -263,12 +269,16 @@ def snapshot_of(body: bytes, wanted: FlowTuple) -> FlowSnapshot | None:
         status, mark, timeout_s = (
             _U32.unpack(entry.get(kind, bytes(4)))[0] for kind in (_STATUS, _MARK, _TIMEOUT)
         )
+        shifts: tuple[SeqShift, SeqShift] | None = None
+        if all(kind in entry for kind in _SEQ_ADJ):
+            ours, theirs = _SEQ_ADJ
+            shifts = _shift_of(entry[ours]), _shift_of(entry[theirs])
     except (KeyError, IndexError, struct.error):
         return None
     direction = Direction.ORIGINAL if wanted == original else Direction.REPLY
     return FlowSnapshot(
         Evidence.CTNETLINK, int(direction), original, reply, status, mark, zone, timeout_s, state,
-        None, peer_flags=flags, association=association,
+        None, peer_flags=flags, association=association, shifts=shifts,
     )  # fmt: skip
 
 
@@ -279,6 +289,15 @@ def _association_of(octets: bytes) -> Association:
         int(_U32.unpack(parts[_SCTP_TAG_ORIGINAL])[0]),
         int(_U32.unpack(parts[_SCTP_TAG_REPLY])[0]),
     )
+
+
+def _shift_of(octets: bytes) -> SeqShift:
+    parts = attributes(octets)
+    position, before, after = (
+        int(_U32.unpack(parts[kind])[0])
+        for kind in (_CORRECTION_POS, _OFFSET_BEFORE, _OFFSET_AFTER)
+    )
+    return SeqShift(Seq(position), before, after)
 
 
 def _tuple_of(octets: bytes) -> FlowTuple:

@@ -14,6 +14,7 @@ from struct import Struct
 from typing import Final, final
 
 from nfq_guard.flow import (
+    IPS_SEQ_ADJUST,
     PROTO_TCP,
     Evidence,
     FlowSnapshot,
@@ -94,6 +95,7 @@ class Exchange:
 
     Attributes:
         missing: Number of tuples of the last call that were not found or could not be looked up.
+        shifted: Number of flows of the last call whose sequence numbers conntrack shifts.
     """
 
     def __init__(self, memory: mmap.mmap, run: Callable[[], int]) -> None:
@@ -104,6 +106,7 @@ class Exchange:
             run: Runs the program; returns 0, or a negative errno.
         """
         self.missing = 0
+        self.shifted = 0
         self._memory = memory
         self._run = run
         self._count = -1
@@ -118,6 +121,7 @@ class Exchange:
         code = self._run()
         if code < 0:
             self.missing = len(tuples)
+            self.shifted = 0
             return [LookupFailed(-code)] * len(tuples)
         return self._take(tuples)
 
@@ -145,17 +149,21 @@ class Exchange:
         answers: bytes = self._memory[
             EXCHANGE_ANSWERS : EXCHANGE_ANSWERS + len(tuples) * ANSWER_SIZE
         ]
-        missing = 0
+        missing = shifted = 0
         at = 0
         for wanted in tuples:
             if answers[at + ANSWER_FOUND]:
-                results.append(_answer(answers, at, wanted))
+                snapshot = _answer(answers, at, wanted)
+                if snapshot.status & IPS_SEQ_ADJUST:
+                    shifted += 1
+                results.append(snapshot)
             else:
                 code = _word(answers, at + ANSWER_ERROR)
                 results.append(None if code == _NO_ENTRY else LookupFailed(_WORDS - code))
                 missing += 1
             at += ANSWER_SIZE
         self.missing = missing
+        self.shifted = shifted
         return results
 
 

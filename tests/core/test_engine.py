@@ -12,16 +12,20 @@ from scapy.layers.sctp import SCTP
 
 from nfq_guard.engine import VERDICT_ACCEPT, VERDICT_DROP, Engine, Mode
 from nfq_guard.errors import ConfigError, Mistake
-from nfq_guard.finding import Finding, Reason
+from nfq_guard.finding import Breach, Finding, Reason
 from nfq_guard.flow import (
+    IPS_SEQ_ADJUST,
     Evidence,
     FlowSnapshot,
     FlowTuple,
     Hook,
     LookupFailed,
     LookupResult,
+    Peer,
+    SeqShift,
 )
 from nfq_guard.policy.decision import Action, Decision
+from nfq_guard.seqno import Seq, seq
 from nfq_guard.wire.ip import decode
 from nfq_guard.wire.packet import CHECKSUM_GOOD, Malformed, Packet, Queued, tuple_of
 
@@ -129,6 +133,70 @@ def test_a_failed_lookup_is_no_evidence() -> None:
     assert [judgment.snapshot for judgment in judged] == [None] * 3
     assert [judgment.lookup_error for judgment in judged] == [0, errno.EINVAL, 0]
     assert (one.lookup_errors, one.last_lookup_error) == (1, errno.EINVAL)
+
+
+@pytest.mark.parametrize("direction", [0, 1])
+@pytest.mark.parametrize("offset", [5, 2**32 - 5, 2**31 + 7])
+@pytest.mark.parametrize("place", [0, 2**31 - 5000, 2**32 - 5000])
+def test_a_flow_whose_sequence_numbers_conntrack_shifts(
+    direction: int, offset: int, place: int
+) -> None:
+    """An acknowledgement is compared with what its own sender was shown (kernel.md 1.6)."""
+    sender = Peer(seq(1000 + place), seq(3000 + place), 4000, seq(5000 + place), 0, 0)
+    receiver = Peer(seq(5000 + place), seq(9000 + place), 2000, seq(1000 + place), 0, 0)
+    there, back = FlowTuple(6, b"", b"", 2, 3), FlowTuple(6, b"", b"", 3, 2)
+    none = SeqShift(Seq(0), 0, 0)
+    shown = seq(5000 + place + offset)
+    for moved in (
+        SeqShift(seq(shown + 100), offset, 99),
+        SeqShift(seq(shown - 100), 99, offset),
+    ):
+        for over in (0, 1, 7):
+            flow = FlowSnapshot(
+                Evidence.BPF, direction, there, back, IPS_SEQ_ADJUST, 0, 0, 9, 3,
+                (receiver, sender) if direction else (sender, receiver),
+                shifts=(moved, none) if direction else (none, moved),
+            )  # fmt: skip
+            sent = IP() / TCP(sport=2, flags="A", seq=seq(1000 + place), ack=seq(shown + over))
+            (judged,) = engine(FakeFlows({2: flow})).judge([queued(sent)], now=0.0)
+            if over:
+                breach = Breach(Reason.ACK_OVER, seq(shown + over), shown, over)
+                assert judged.finding == Finding(Reason.ACK_OVER, breach)
+            else:
+                assert judged.finding.reason is Reason.RACED
+            assert judged.snapshot is flow
+            assert flow.peers is not None
+            assert flow.peers[direction].td_end == seq(1000 + place)
+            assert flow.peers[direction].td_maxack == shown
+            assert flow.peers[1 - direction].td_end == shown
+            assert flow.peers[1 - direction].td_maxend == seq(9000 + place + offset)
+            assert flow.peers[1 - direction].td_maxack == seq(1000 + place)
+
+
+def test_shifts_concern_the_window_of_a_segment_alone() -> None:
+    """Evidence without a window has nothing to apply them to, nor has another packet."""
+    none = SeqShift(Seq(0), 7, 7)
+    there, back = FlowTuple(6, b"", b"", 2, 3), FlowTuple(6, b"", b"", 3, 2)
+    for sent in (
+        IP() / TCP(sport=2, flags="A"),
+        IP() / ICMP(type=3) / IP() / TCP(dport=2),
+    ):
+        flow = FlowSnapshot(
+            Evidence.CTNETLINK,
+            0,
+            there,
+            back,
+            IPS_SEQ_ADJUST,
+            0,
+            0,
+            9,
+            3,
+            None,
+            shifts=(none, none),
+        )
+        (judged,) = engine(FakeFlows({2: flow})).judge([queued(sent)], now=0.0)
+        assert judged.snapshot is flow
+        assert flow.peers is None
 
 
 def test_no_lookup_without_evidence() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfq_guard.errors import PrivilegeError, UnavailableError
-from nfq_guard.flow import Association, Evidence, FlowTuple, LookupFailed
+from nfq_guard.flow import Association, Evidence, FlowTuple, LookupFailed, SeqShift
 from nfq_guard.flows.ctnetlink import CtnetlinkFlows, request, snapshot_of
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.netlink.messages import (
@@ -19,6 +19,7 @@ from nfq_guard.netlink.messages import (
     message,
     nested,
 )
+from nfq_guard.seqno import Seq
 from tests.support.ctnetlink import ENTRY, WANTED, FakeConnection, entry, error, tuple_part
 from tests.support.lookups import answered
 
@@ -64,6 +65,19 @@ def test_the_association_of_a_flow() -> None:
         assert (found is not None) is read
         if found is not None:
             assert found.association == Association(4, 7, 9)
+
+
+def test_the_shifts_of_a_flow() -> None:
+    """Those of both directions come with the entry; cut short, the entry cannot be read."""
+    values = attribute(1, b"\0\0\0\4"), attribute(2, b"\xff\xff\xff\xfe"), attribute(3, b"\0\0\0\7")
+    for parts, read in ((values, True), (values[:2], False)):
+        shifts = nested(15, *parts) + nested(16, *values)
+        back = FlowTuple(6, WANTED.dst, WANTED.src, 80, 1000)
+        body = FAMILY_HEADER.pack(2, 0, 0) + tuple_part(1, WANTED) + tuple_part(2, back) + shifts
+        found = snapshot_of(body, WANTED)
+        assert (found is not None) is read
+        if found is not None:
+            assert found.shifts == (SeqShift(Seq(4), 2**32 - 2, 7),) * 2
 
 
 def test_lost_answer_is_requested_again(scripted: Scripted) -> None:

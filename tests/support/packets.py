@@ -41,8 +41,10 @@ def icmp(
     return ip(src, dst, proto, body, hop_limit)
 
 
-def tcp(src: bytes, dst: bytes, sport: int, dport: int, flags: int, seq: int = 1) -> bytes:
-    body = struct.pack("!HHIIBBHHH", sport, dport, seq, 0, 5 << 4, flags, 1000, 0, 0)
+def tcp(
+    src: bytes, dst: bytes, sport: int, dport: int, flags: int, seq: int = 1, ack: int = 0
+) -> bytes:
+    body = struct.pack("!HHIIBBHHH", sport, dport, seq, ack, 5 << 4, flags, 1000, 0, 0)
     return ip(src, dst, PROTO_TCP, summed(src, dst, PROTO_TCP, body, 16))
 
 
