@@ -13,6 +13,7 @@ import json
 import platform
 import random
 import re
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -438,6 +439,24 @@ def test_no_pickup_in_the_middle(tmp_path: Path) -> None:
             event, texts = strict.judge(ends_of(family, 1).octets(parse("> . 1:1(0) ack 1")))
             assert event is not None
             assert (event["reason"], texts) == ("no-entry", [])
+
+
+def test_sysctls_that_change_while_it_runs(tmp_path: Path) -> None:
+    """A reason follows the kernel's rules within two seconds, in both directions."""
+    picked_up = ends_of(IPV4, 1).octets(parse("> . 1:1(0) ack 1"))
+    spoilt = ends_of(IPV4, 2).octets(parse("> F. 1:1(0) ack 1"))
+    spoilt = spoilt[:36] + b"\1\2" + spoilt[38:]
+    for changing in guarded(DEFAULT_SYSCTLS, tmp_path):
+        for name, value, octets, reason in (
+            ("tcp_loose", 0, picked_up, "no-entry"),
+            ("tcp_loose", 1, picked_up, None),
+            ("checksum", 0, spoilt, "no-entry"),
+            ("checksum", 1, spoilt, "bad-checksum"),
+        ):
+            changing.live.space.sysctl(f"netfilter.nf_conntrack_{name}", value)
+            time.sleep(2)
+            event, _ = changing.judge(octets)
+            assert (None if event is None else event["reason"]) == reason
 
 
 @pytest.mark.parametrize(("zones", "found"), [("[0, 7]", 0), ("[7, 0]", 7)])

@@ -36,7 +36,7 @@ from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.metrics import Stats
 
 # Interval at which they are read again: an operator may change them while the daemon runs.
-_SYSCTLS_S: Final = 5.0
+_SYSCTLS_S: Final = 1.0
 
 
 def open_queue(
