@@ -2,9 +2,13 @@
 """The conntrack table: its fill level and its counters."""
 
 from collections.abc import Iterator
+from typing import Final
 
 from nfq_guard.doctor.check import Check, note, ok, problem, warning
 from nfq_guard.names import counted
+
+# Both sysctls are one for all network namespaces, and read-only in any but the first.
+_BY_HOST: Final = ", in the host's own network namespace"
 
 
 def parse_counters(text: str) -> dict[str, int]:
@@ -27,7 +31,7 @@ def parse_counters(text: str) -> dict[str, int]:
 def fill(count: int, maximum: int) -> Check:
     """The table's fill level; a full table drops new flows before any rule applies."""
     what = f"{count} of {maximum} connections"
-    todo = "raise net.netfilter.nf_conntrack_max (and nf_conntrack_buckets with it)"
+    todo = f"raise net.netfilter.nf_conntrack_max (and nf_conntrack_buckets with it){_BY_HOST}"
     share = count / maximum if maximum else 0.0
     if share >= 0.95:
         return problem("table.fill", f"{what}: new flows are being dropped or soon will be", todo)
@@ -59,7 +63,8 @@ def counters(sums: dict[str, int], *, ipvs: bool = False) -> Iterator[Check]:
             "table.drops",
             f"{counted(full, 'packet')} dropped and {counted(early, 'connection')} evicted because "
             "the table was full; later packets of those are INVALID or NEW",
-            "raise net.netfilter.nf_conntrack_max, or find out what opens so many connections",
+            f"raise net.netfilter.nf_conntrack_max{_BY_HOST}, or find out what opens so many "
+            "connections",
         )
     else:
         yield ok("table.drops", "no packet dropped or connection evicted for lack of space")
@@ -78,8 +83,7 @@ def counters(sums: dict[str, int], *, ipvs: bool = False) -> Iterator[Check]:
             "table.chains",
             f"{counted(long, 'packet')} of new flows dropped because the table has too few buckets "
             "for its connections: the list of one bucket was too long",
-            "raise net.netfilter.nf_conntrack_buckets to nf_conntrack_max, outside containers: all "
-            "network namespaces share the buckets",
+            f"raise net.netfilter.nf_conntrack_buckets to nf_conntrack_max{_BY_HOST}",
         )
     invalid, errors = sums.get("invalid", 0), sums.get("icmp_error", 0)
     if invalid or errors:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from netfilterqueue import NetfilterQueue
 
+from nfq_guard.doctor.table import fill
 from nfq_guard.firewall import BOTH_FAMILIES, Backend, Family
 from tests.doctor.conftest import RULES, Host
 from tests.support.queue import GuardProcess, wait_for
@@ -188,6 +189,16 @@ def test_a_healthy_namespace_has_no_problem(host: Host, backend: Backend) -> Non
     assert by_id["evidence"]["status"] == "ok"
     assert by_id["table.fill"]["status"] == "ok"
     assert by_id["queue.owner"]["status"] == "note"
+
+
+def test_the_limit_of_the_table_is_that_of_the_host(host: Host) -> None:
+    """In any other namespace its sysctls cannot be written, as the advice says."""
+    with host.ns.entered():
+        for name in ("nf_conntrack_max", "nf_conntrack_buckets"):
+            path = Path("/proc/sys/net/netfilter", name)
+            with pytest.raises(PermissionError):
+                path.write_text(path.read_text(encoding="ascii"), encoding="ascii")
+    assert fill(10, 10).todo.endswith(", in the host's own network namespace")
 
 
 def test_sysctls_of_the_namespace_are_reported(host: Host) -> None:
