@@ -29,10 +29,19 @@ def parse_counters(text: str) -> dict[str, int]:
 
 
 def fill(count: int, maximum: int) -> Check:
-    """The table's fill level; a full table drops new flows before any rule applies."""
+    """The table's fill level; a full table drops new flows before any rule applies.
+
+    Args:
+        count: Number of entries.
+        maximum: The sysctl nf_conntrack_max; 0: no limit.
+    """
+    if not maximum:
+        return ok(
+            "table.fill", f"{counted(count, 'connection')}, without a limit (nf_conntrack_max=0)"
+        )
     what = f"{count} of {maximum} connections"
     todo = f"raise net.netfilter.nf_conntrack_max (and nf_conntrack_buckets with it){_BY_HOST}"
-    share = count / maximum if maximum else 0.0
+    share = count / maximum
     if share >= 0.95:
         return problem("table.fill", f"{what}: new flows are being dropped or soon will be", todo)
     if share >= 0.8:

@@ -232,6 +232,12 @@ def test_a_full_table(count: int, status: Status) -> None:
     assert table.fill(count, 1000).status is status
 
 
+def test_a_table_without_a_limit() -> None:
+    check = table.fill(5, 0)
+    assert check.status is Status.OK
+    assert check.what == "5 connections, without a limit (nf_conntrack_max=0)"
+
+
 def test_counters_are_hexadecimal_and_summed_over_cpus() -> None:
     text = (
         "entries  clashres found new invalid insert_failed drop early_drop icmp_error\n"
