@@ -135,11 +135,20 @@ class BpfFlows:
         self, tuples: Sequence[FlowTuple], results: Sequence[LookupResult], others: CtnetlinkFlows
     ) -> None:
         """Add how conntrack shifts the sequence numbers of flows, which BPF does not read."""
-        for wanted, result in zip(tuples, results, strict=True):
-            if isinstance(result, FlowSnapshot) and result.status & IPS_SEQ_ADJUST:
-                (other,) = others.lookup([wanted])
-                if isinstance(other, FlowSnapshot) and other.original == result.original:
-                    result.shifts = other.shifts
+        shifted = [
+            index
+            for index, result in enumerate(results)
+            if isinstance(result, FlowSnapshot) and result.status & IPS_SEQ_ADJUST
+        ]
+        found = others.lookup([tuples[index] for index in shifted])
+        for index, other in zip(shifted, found, strict=True):
+            result = results[index]
+            if (
+                isinstance(result, FlowSnapshot)
+                and isinstance(other, FlowSnapshot)
+                and (result.original, result.zone) == (other.original, other.zone)
+            ):
+                result.shifts = other.shifts
 
     def _ask_again(self, tuples: Sequence[FlowTuple], results: list[LookupResult]) -> int:
         """Look up missing tuples in the other zones, and tuples that BPF cannot look up elsewhere.
